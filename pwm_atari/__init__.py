@@ -1,0 +1,1 @@
+"""PaMoRL on Atari: what is special about the Arcade Learning Environment."""

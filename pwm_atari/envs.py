@@ -1,0 +1,189 @@
+"""Atari games through ALE's own vector environment (C++ threads, all preprocessing included)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from ale_py import roms
+from ale_py.vector_env import AtariVectorEnv
+
+from pwm_core.config import Config
+from pwm_core.envs import ReturnCounter, Step, VectorEnv, env_seeds
+from pwm_core.errors import UserError, closest
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a game is played: named, because scores under different ones do not compare."""
+
+    repeat_action_probability: float
+    noop_max: int
+
+
+PROTOCOLS = {
+    "pamorl": Protocol(repeat_action_probability=0.25, noop_max=0),
+    "standard": Protocol(repeat_action_probability=0.0, noop_max=30),
+}
+
+WARMUP_ACTION = {"freeway": 1}
+"""Games whose warm-up presses one action (up) instead of acting at random, as published: at random
+the chicken never crosses the road within the warm-up."""
+
+
+def _snake_case(name: str) -> str:
+    """``MsPacman`` -> ``ms_pacman``."""
+    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+
+
+def game_name(task: str) -> str:
+    """The ROM's name of a task such as ``ALE/Pong-v5``.
+
+    Raises:
+        UserError: there is no such game.
+    """
+    camel = task.removeprefix("ALE/").removesuffix("-v5")
+    games = {rom.replace("_", ""): rom for rom in roms.get_all_rom_ids()}
+    rom = games.get(camel.replace("_", "").lower())
+    if rom is None or not task.startswith("ALE/") or not task.endswith("-v5"):
+        known = [f"ALE/{''.join(p.capitalize() for p in r.split('_'))}-v5" for r in games.values()]
+        raise UserError(f"unknown game {task!r}{closest(task, known) or '; write ALE/Pong-v5'}")
+    return rom
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol called ``name``.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in PROTOCOLS:
+        raise UserError(
+            f"BasicSettings.Protocol = {name!r} is not valid: it must be {' or '.join(PROTOCOLS)}"
+        )
+    return PROTOCOLS[name]
+
+
+class AtariEnv(VectorEnv):
+    """N games of one title, 64 x 64 RGB, the frame skip's last two frames max-pooled.
+
+    A lost life is ``done`` and begins a new ``is_first`` while the game goes on; returns count
+    whole games. Reaching ALE's limit of 108,000 frames ends a game without ``done``.
+
+    Args:
+        task: such as ``ALE/Pong-v5``.
+        num_envs: N.
+        seed: every game gets a seed of its own from it.
+        protocol: a key of :data:`PROTOCOLS`.
+        image_size: height and width of an observation.
+        frame_skip: emulator frames per step.
+
+    Raises:
+        UserError: unknown game or protocol.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        num_envs: int,
+        seed: int,
+        *,
+        protocol: str = "pamorl",
+        image_size: int = 64,
+        frame_skip: int = 4,
+        channels: int = 3,
+    ) -> None:
+        self.game, self.num_envs, self.frame_skip = game_name(task), num_envs, frame_skip
+        self._env = AtariVectorEnv(
+            self.game,
+            num_envs,
+            frameskip=frame_skip,
+            grayscale=channels == 1,
+            img_height=image_size,
+            img_width=image_size,
+            stack_num=1,
+            reward_clipping=False,
+            use_fire_reset=False,
+            life_loss_info=True,
+            autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP,
+            **asdict(find_protocol(protocol)),
+        )
+        self._image_shape = (image_size, image_size, channels)
+        self.observation_space = gymnasium.spaces.Box(0, 255, self._image_shape, np.uint8)
+        self.action_space = self._env.single_action_space
+        self._seeds = env_seeds(seed, num_envs)
+        self._returns = ReturnCounter(num_envs)
+        self._game_frames = np.zeros(num_envs, np.int64)
+
+    def reset(self) -> np.ndarray:
+        """Begin a game everywhere: (N, H, W, C) uint8. The same seeds give the same games."""
+        obs, info = self._env.reset(seed=self._seeds)
+        self._game_frames = info["episode_frame_number"].astype(np.int64)
+        self._returns = ReturnCounter(self.num_envs)
+        return self._images(obs)
+
+    def send(self, actions: np.ndarray) -> None:
+        """Start the emulators on ``actions`` (N,) int64."""
+        self._env.send(actions)
+
+    def recv(self) -> Step:
+        """Wait for the emulators."""
+        obs, reward, terminated, truncated, info = self._env.recv()
+        frames = info["episode_frame_number"].astype(np.int64)
+        ended = terminated | truncated
+        # A lost life is reported as terminated too, but then the game's frame count goes on.
+        game_over = ended & (frames <= self._game_frames)
+        self._game_frames = frames
+        reward = reward.astype(np.float32)
+        finished = self._returns.add(reward, game_over)
+        return Step(self._images(obs), reward, terminated, ended, finished)
+
+    def _images(self, obs: np.ndarray) -> np.ndarray:
+        """(N, stack 1, H, W[, 3]) -> (N, H, W, C)."""
+        return obs.reshape(self.num_envs, *self._image_shape)
+
+    def random_actions(self, rng: np.random.Generator) -> np.ndarray:
+        """Uniform, but for the games of :data:`WARMUP_ACTION`."""
+        if self.game in WARMUP_ACTION:
+            return np.full(self.num_envs, WARMUP_ACTION[self.game], np.int64)
+        return super().random_actions(rng)
+
+    def close(self) -> None:
+        """Stop the emulators' threads."""
+        self._env.close()
+
+
+def check_task(config: Config, task: str) -> None:
+    """Refuse what Atari does not have.
+
+    Raises:
+        UserError: unknown game, unknown protocol, or no pixels.
+    """
+    game_name(task)
+    find_protocol(config.BasicSettings.Protocol)
+    if config.BasicSettings.ObsType != "visual":
+        raise UserError("BasicSettings.ObsType must be visual: Atari games are seen as pixels")
+
+
+def describe_protocol(config: Config) -> dict[str, Any]:
+    """The protocol's name and settings, for the score files."""
+    name = config.BasicSettings.Protocol
+    return {"name": name, "frame_skip": config.BasicSettings.FrameSkip} | asdict(
+        find_protocol(name)
+    )
+
+
+def make_env(config: Config, task: str, num_envs: int, seed: int) -> AtariEnv:
+    """``num_envs`` games of ``task`` as ``config`` says."""
+    basic = config.BasicSettings
+    return AtariEnv(
+        task,
+        num_envs,
+        seed,
+        protocol=basic.Protocol,
+        image_size=basic.ObsShape[0],
+        channels=basic.ObsShape[2],
+        frame_skip=basic.FrameSkip,
+    )

@@ -1,0 +1,16 @@
+"""What an Atari transition holds: an 8-bit image and an action index."""
+
+from __future__ import annotations
+
+import torch
+
+from pwm_core.config import Config
+from pwm_core.envs import VectorEnv
+from pwm_core.replay_buffer import Field, TransitionSpec
+
+
+def transition(config: Config, env: VectorEnv) -> TransitionSpec:
+    """Images (H, W, C) uint8 and actions () int64."""
+    return TransitionSpec(
+        obs=Field(env.observation_space.shape, torch.uint8), action=Field((), torch.int64)
+    )

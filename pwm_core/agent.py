@@ -1,0 +1,170 @@
+"""The agent: models, optimisers, and the three things they do: train, imagine, act."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pwm_core.actor_critic import ActorCritic
+from pwm_core.config import Config
+from pwm_core.imagination import Trajectory, imagine
+from pwm_core.linear_attention import RecurrentState
+from pwm_core.world_model import Batch, Metrics, WorldModel
+
+
+class ActingState:
+    """What the agent carries from one real step to the next, for N environments.
+
+    Attributes:
+        deter: (N, D) ``deter_{t-1}``.
+        recurrent: the sequence model's state after step t-1.
+    """
+
+    def __init__(self, deter: Tensor, recurrent: RecurrentState) -> None:
+        self.deter = deter
+        self.recurrent = recurrent
+
+
+def _adamw(module: nn.Module, lr: float, eps: float, weight_decay: float) -> torch.optim.AdamW:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return torch.optim.AdamW(parameters, lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
+
+
+class Agent:
+    """World model and actor-critic with their optimisers, on one device."""
+
+    def __init__(
+        self,
+        config: Config,
+        world_model: WorldModel,
+        actor_critic: ActorCritic,
+        device: torch.device,
+    ) -> None:
+        self.config, self.device = config, device
+        self.world_model = world_model.to(device)
+        self.actor_critic = actor_critic.to(device)
+        model, agent = config.Models.WorldModel, config.Models.Agent
+        self.model_optimizer = _adamw(world_model, model.LR, model.Eps, model.WeightDecay)
+        self.agent_optimizer = _adamw(actor_critic, agent.LR, agent.Eps, agent.WeightDecay)
+        self._amp = config.BasicSettings.UseAmp
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 in the networks where ``UseAmp`` says so."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._amp)
+
+    # --------------------------------------------------------------------------------- training
+
+    def train_world_model(self, batch: Batch) -> Metrics:
+        """One update of the world model; metrics are scalars left on the device."""
+        self.world_model.train()
+        with self.autocast():
+            loss, metrics = self.world_model.loss(batch)
+        norm = self._update(
+            self.model_optimizer, self.world_model, loss, self.config.Models.WorldModel.GradClip
+        )
+        return {f"WorldModel/{name}": value for name, value in metrics.items()} | {
+            "WorldModel/grad_norm": norm
+        }
+
+    def imagine(self, batch: Batch) -> Trajectory:
+        """Rollouts from the replayed states of ``batch``, world model in eval mode."""
+        settings = self.config.JointTrainAgent
+        self.world_model.eval()
+        rows = Batch(*(field[: settings.ImagineBatchSize] for field in batch))
+        with self.autocast():
+            context = self.world_model.context(rows, settings.ImagineContext)
+            return imagine(
+                self.world_model,
+                self.actor_critic,
+                context,
+                settings.ImagineHorizon,
+                self.config.discount,
+            )
+
+    def train_actor_critic(self, trajectory: Trajectory) -> Metrics:
+        """``AgentUpdate`` updates on imagined rollouts; the metrics of the last."""
+        for _ in range(self.config.JointTrainAgent.AgentUpdate):
+            with self.autocast():
+                loss, metrics = self.actor_critic.loss(trajectory)
+            norm = self._update(
+                self.agent_optimizer, self.actor_critic, loss, self.config.Models.Agent.GradClip
+            )
+            self.actor_critic.update_slow_critic()
+        return {f"ActorCritic/{name}": value for name, value in metrics.items()} | {
+            "ActorCritic/grad_norm": norm
+        }
+
+    @staticmethod
+    def _update(
+        optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, clip: float
+    ) -> Tensor:
+        """Backward, clip, step; returns the gradient's norm before clipping."""
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+        optimizer.step()
+        return norm
+
+    # ----------------------------------------------------------------------------------- acting
+
+    def initial_state(self, num_envs: int) -> ActingState:
+        """The state before the first step of ``num_envs`` environments."""
+        deter = torch.zeros(num_envs, self.world_model.width, device=self.device)
+        return ActingState(deter, self.world_model.sequence.initial_state(num_envs, self.device))
+
+    @torch.no_grad()
+    def act(
+        self, obs: np.ndarray, is_first: np.ndarray, state: ActingState, *, greedy: bool = False
+    ) -> np.ndarray:
+        """Actions for real observations; ``state`` moves on in place.
+
+        Args:
+            obs: (N, *observation_shape).
+            is_first: (N,) bool, ``obs`` begins an episode: the state restarts from zeros.
+            greedy: the policy's mode instead of a sample.
+
+        Returns:
+            (N,) int64 or (N, A) float32 within the action bounds.
+        """
+        model = self.world_model.eval()
+        first = torch.as_tensor(is_first, device=self.device)
+        with self.autocast():
+            prepared = model.codec.prepare(torch.as_tensor(obs, device=self.device))
+            stoch = model.sample(model.encode(prepared))
+            state.recurrent.reset(first)
+            deter = state.deter.masked_fill(first.unsqueeze(-1), 0.0)
+            feature = torch.cat([deter, stoch], dim=-1)
+            action = self.actor_critic.act(feature, greedy=greedy)
+            encoded = model.policy.encode(action)
+            state.deter = model.sequence.step(stoch, encoded, state.recurrent).float()
+        return action.cpu().numpy()
+
+    # ------------------------------------------------------------------------------------ saving
+
+    def weights(self) -> dict[str, Any]:
+        """What evaluation needs: networks, BatchNorm statistics, return scale."""
+        return {
+            "world_model": self.world_model.state_dict(),
+            "actor_critic": self.actor_critic.state_dict(),
+        }
+
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """The inverse of :meth:`weights`."""
+        self.world_model.load_state_dict(weights["world_model"])
+        self.actor_critic.load_state_dict(weights["actor_critic"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training needs to go on: weights and optimisers."""
+        return self.weights() | {
+            "model_optimizer": self.model_optimizer.state_dict(),
+            "agent_optimizer": self.agent_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.load_weights(state)
+        self.model_optimizer.load_state_dict(state["model_optimizer"])
+        self.agent_optimizer.load_state_dict(state["agent_optimizer"])

@@ -1,0 +1,219 @@
+"""The commands ``train.py`` and ``eval.py`` of every domain."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+
+from pwm_core import __version__
+from pwm_core.agent import Agent
+from pwm_core.checkpoint import RunFolder
+from pwm_core.config import Config, find_config, load_config
+from pwm_core.domain import Domain
+from pwm_core.envs import VectorEnv
+from pwm_core.errors import UserError
+from pwm_core.evaluation import ScoreFile, Settings, evaluate, standard_error
+from pwm_core.replay_buffer import ReplayBuffer
+from pwm_core.runtime import find_device, git_commit, hardware, seed_everything, versions
+from pwm_core.tracking import Sink, TensorBoard, Tracker, Wandb, parse_loggers
+from pwm_core.trainer import Trainer
+
+EVALUATION_SEEDS = 2**32
+"""Added to the seed when evaluating, so that no training episode is evaluated on."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a bad flag, like every other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} -h")
+
+
+def _parser(description: str, domain: Domain) -> _Parser:
+    parser = _Parser(description=description, allow_abbrev=False)
+    parser.add_argument("-n", "-run_name", dest="name", required=True, help="name of the run")
+    parser.add_argument(
+        "-config_path", default=None, help=f"YAML file; the defaults are {domain.defaults}"
+    )
+    parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:N or auto (the default)")
+    parser.add_argument("-seed", type=int, default=None, help="overrides BasicSettings.Seed")
+    parser.add_argument(
+        "-set",
+        action="append",
+        default=[],
+        metavar="Section.Key=value",
+        help="override one key of the config; may be repeated",
+    )
+    domain.add_arguments(parser)
+    return parser
+
+
+def _overrides(arguments: argparse.Namespace, domain: Domain) -> list[str]:
+    seed = [] if arguments.seed is None else [f"BasicSettings.Seed={arguments.seed}"]
+    return [*domain.overrides(arguments), *seed, *arguments.set]
+
+
+def make_agent(domain: Domain, config: Config, env: VectorEnv, device: str) -> Agent:
+    """World model, actor-critic and optimisers on ``device``."""
+    return Agent(
+        config,
+        domain.make_world_model(config, env),
+        domain.make_actor_critic(config, env),
+        find_device(device),
+    )
+
+
+def _sinks(loggers: list[str], folder: RunFolder, domain: Domain, about: dict) -> list[Sink]:
+    made: list[Sink] = []
+    if "wandb" in loggers:
+        made.append(Wandb(folder.path, folder.name, f"pamorl-{domain.name}", about))
+    if "tensorboard" in loggers:
+        made.append(TensorBoard(folder.path))
+    return made
+
+
+def train(domain: Domain, argv: list[str] | None = None) -> None:
+    """Train one agent on one task, as the flags say."""
+    parser = _parser(f"Train PaMoRL on {domain.name}.", domain)
+    parser.add_argument("-env_name", required=True, help=f"task, such as {domain.example_task}")
+    parser.add_argument(
+        "-logger", default="wandb", help="wandb, tensorboard, both with a comma, or none"
+    )
+    arguments = parser.parse_args(argv)
+    task, loggers = arguments.env_name, parse_loggers(arguments.logger)
+    config = load_config(
+        arguments.config_path or domain.defaults,
+        defaults=domain.defaults,
+        overrides=_overrides(arguments, domain),
+    )
+    domain.check_task(config, task)
+    device = find_device(arguments.device)
+    settings, seed = config.JointTrainAgent, config.BasicSettings.Seed
+
+    rng = seed_everything(seed)
+    env = domain.make_env(config, task, settings.NumEnvs, seed)
+    agent = make_agent(domain, config, env, arguments.device)
+    about = {
+        "task": task,
+        "domain": domain.name,
+        "seed": seed,
+        "protocol": domain.protocol(config),
+        "pamorl": __version__,
+        "versions": versions(),
+        "commit": git_commit(),
+        "hardware": hardware(device),
+    }
+    folder = RunFolder.create(arguments.name, config, about)
+    replay = ReplayBuffer(
+        domain.transition(config, env),
+        settings.NumEnvs,
+        settings.BufferMaxLength,
+        device,
+        storage=settings.BufferStorage,
+        directory=folder.path / "replay",
+    )
+    print(f"training {task} on {device}, seed {seed}; everything of this run is in {folder.path}")
+    sinks = _sinks(loggers, folder, domain, {**about, "config": config.model_dump(mode="json")})
+    tracker = Tracker(folder.metrics, folder.videos, sinks)
+    try:
+        Trainer(config, task, env, agent, replay, tracker, folder, rng).run()
+    finally:
+        tracker.close()
+        env.close()
+    print(f"done: {folder.steps()[-1]} steps; checkpoints are in {folder.path / 'checkpoints'}")
+
+
+def _evaluation_config(arguments: argparse.Namespace, folder: RunFolder, domain: Domain) -> Config:
+    """The run's own config with the flags' overrides; says so where ``-config_path`` differs."""
+    own = folder.path / "config.yaml"
+    config = load_config(own, overrides=_overrides(arguments, domain))
+    if arguments.config_path is not None:
+        given = load_config(find_config(arguments.config_path), defaults=domain.defaults)
+        if given.Models != config.Models or given.BasicSettings.ObsType != (
+            config.BasicSettings.ObsType
+        ):
+            print(f"note: {arguments.config_path} differs from the run's own {own}, which is used")
+    return config
+
+
+def evaluate_run(domain: Domain, argv: list[str] | None = None) -> None:
+    """Evaluate checkpoints of one run, as the flags say."""
+    parser = _parser(f"Evaluate a PaMoRL run on {domain.name}.", domain)
+    parser.add_argument("-env_name", default=None, help="checked against the run's own task")
+    parser.add_argument("-checkpoint", default="last", help="last (default), all or a step")
+    parser.add_argument("-episodes", type=int, default=None, help="overrides EvalEpisodes")
+    parser.add_argument("-greedy", action="store_true", help="the policy's mode, not samples")
+    arguments = parser.parse_args(argv)
+    if arguments.episodes is not None and arguments.episodes < 1:
+        raise UserError(f"-episodes {arguments.episodes} is not valid: at least 1 is needed")
+    folder = RunFolder.open(arguments.name)
+    config = _evaluation_config(arguments, folder, domain)
+    about = folder.metadata()
+    task = arguments.env_name or about["task"]
+    if about.get("domain") != domain.name:
+        raise UserError(f"run {folder.name} is one of {about.get('domain')}, not {domain.name}")
+    domain.check_task(config, task)
+    if task != about["task"]:
+        raise UserError(f"run {folder.name} was trained on {about['task']}, not on {task}")
+    steps = folder.select(arguments.checkpoint)
+    device = find_device(arguments.device)
+
+    episodes = arguments.episodes or config.JointTrainAgent.EvalEpisodes
+    seed = config.BasicSettings.Seed
+    settings = Settings(
+        task=task,
+        protocol=config.BasicSettings.Protocol,
+        episodes=episodes,
+        envs=min(config.JointTrainAgent.EvalEnvs, episodes),
+        greedy=arguments.greedy,
+        seed=seed,
+    )
+    scores = ScoreFile(folder.name, settings, _provenance(domain, config, about))
+    if scores.set_aside is not None:
+        print(f"note: scores made under other settings were moved to {scores.set_aside}")
+    for step in steps:
+        seed_everything(seed)
+        env = domain.make_env(config, task, settings.envs, seed + EVALUATION_SEEDS)
+        try:
+            agent = make_agent(domain, config, env, arguments.device)
+            agent.load_weights(folder.load_weights(step, device))
+            began = time.monotonic()
+            returns = evaluate(agent, env, episodes, greedy=arguments.greedy)
+            scores.add(step, step * env.frame_skip, returns)
+        finally:
+            env.close()
+        print(
+            f"step {step}: mean return {np.mean(returns):.2f} +- {standard_error(returns):.2f} "
+            f"(standard error, {episodes} episodes, {time.monotonic() - began:.0f} s)"
+        )
+    print(f"scores: {scores.csv}")
+
+
+def _provenance(domain: Domain, config: Config, about: dict[str, Any]) -> dict[str, Any]:
+    """What a score file says beside its settings."""
+    return {
+        "domain": domain.name,
+        "protocol_settings": domain.protocol(config),
+        "training": about,
+        "versions": versions(),
+        "commit": git_commit(),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def run(command: Callable[[Domain], None], domain: Domain) -> NoReturn:
+    """Run a command and exit: 0, 2 after bad input (one line on stderr), 130 when interrupted."""
+    try:
+        command(domain)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

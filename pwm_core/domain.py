@@ -1,0 +1,45 @@
+"""What a domain tells the shared code about itself."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pwm_core.actor_critic import ActorCritic
+from pwm_core.config import Config
+from pwm_core.envs import VectorEnv
+from pwm_core.replay_buffer import TransitionSpec
+from pwm_core.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A family of environments and how PaMoRL meets it.
+
+    Attributes:
+        name: for messages, the tracker's project and the score files.
+        defaults: the domain's full config, the base of every other.
+        example_task: a task's name, for the help text.
+        check_task: raises UserError for a task or a config that the domain does not know.
+        make_env: (config, task, number of environments, seed) -> the environments.
+        transition: (config, environments) -> what the replay stores.
+        make_world_model: (config, environments) -> the world model.
+        make_actor_critic: (config, environments) -> actor and critic.
+        protocol: (config) -> the protocol's settings, for the score files.
+        add_arguments: adds the domain's own flags.
+        overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
+    """
+
+    name: str
+    defaults: str
+    example_task: str
+    check_task: Callable[[Config, str], None]
+    make_env: Callable[[Config, str, int, int], VectorEnv]
+    transition: Callable[[Config, VectorEnv], TransitionSpec]
+    make_world_model: Callable[[Config, VectorEnv], WorldModel]
+    make_actor_critic: Callable[[Config, VectorEnv], ActorCritic]
+    protocol: Callable[[Config], dict[str, Any]]
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    overrides: Callable[[argparse.Namespace], list[str]] = lambda arguments: []

@@ -1,0 +1,150 @@
+"""Building blocks: heads, codecs (encoder and decoder of one observation type), gated unit."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pwm_core.config import Models
+
+NORM_EPS = 1e-5
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "SiLU": nn.SiLU,
+    "Mish": nn.Mish,
+    "ReLU": nn.ReLU,
+    "GELU": nn.GELU,
+    "ELU": nn.ELU,
+}
+
+
+def mlp(inputs: int, units: int, layers: int, act: str) -> nn.Sequential:
+    """``layers`` x [Linear (no bias), LayerNorm, act], ``units`` wide."""
+    modules: list[nn.Module] = []
+    for layer in range(layers):
+        width = inputs if layer == 0 else units
+        modules += [nn.Linear(width, units, bias=False), nn.LayerNorm(units, eps=NORM_EPS)]
+        modules.append(ACTIVATIONS[act]())
+    return nn.Sequential(*modules)
+
+
+def head(inputs: int, units: int, layers: int, act: str, outputs: int) -> nn.Sequential:
+    """An :func:`mlp` and a zero-initialised Linear (bias) to ``outputs``."""
+    last = nn.Linear(units, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*mlp(inputs, units, layers, act), last)
+
+
+class GatedUnit(nn.Module):
+    """``LayerNorm(act(y W_a) * (y W_b) + y)``, dropout on the product (PaMoRL, section 3.1)."""
+
+    def __init__(self, width: int, act: str, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, 2 * width)
+        self.act = ACTIVATIONS[act]()
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        a, b = self.gate(y).chunk(2, dim=-1)
+        return self.norm(self.dropout(self.act(a) * b) + y)
+
+
+class Codec(Protocol):
+    """How one observation type enters and leaves the latent space."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    features: int
+    """Width of the encoder's output."""
+
+    def prepare(self, obs: Tensor) -> Tensor:
+        """Stored observations (N, ...) -> what the encoder takes and the loss compares with."""
+
+    def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
+        """Reconstruction error of each observation: (N,) float32."""
+
+    def frames(self, prepared: Tensor) -> Tensor | None:
+        """(N, H, W, C) uint8 to look at, or None where there is nothing to see."""
+
+
+class ImageCodec:
+    """64 x 64 images through stride-2 convolutions, channels last (PaMoRL, appendix)."""
+
+    def __init__(self, models: Models, obs_shape: tuple[int, int, int]) -> None:
+        height, _, channels = obs_shape
+        config = models.WorldModel
+        stages = round(math.log2(height / config.MinRes))
+        widths = [config.Stem * 2**stage for stage in range(stages)]
+        self.features = widths[-1] * config.MinRes**2
+        self.encoder = self._encoder(channels, widths, models.Act)
+        self.decoder = self._decoder(channels, widths, models)
+
+    @staticmethod
+    def _encoder(channels: int, widths: list[int], act: str) -> nn.Sequential:
+        modules: list[nn.Module] = []
+        for inputs, outputs in zip([channels, *widths], widths, strict=False):
+            modules.append(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False))
+            modules += [nn.BatchNorm2d(outputs, eps=NORM_EPS), ACTIVATIONS[act]()]
+        return nn.Sequential(*modules, nn.Flatten()).to(memory_format=torch.channels_last)
+
+    def _decoder(self, channels: int, widths: list[int], models: Models) -> nn.Sequential:
+        resolution = models.WorldModel.MinRes
+        modules: list[nn.Module] = [
+            nn.Linear(models.Stoch * models.Discrete, self.features, bias=False),
+            nn.Unflatten(-1, (widths[-1], resolution, resolution)),
+            nn.BatchNorm2d(widths[-1], eps=NORM_EPS),
+        ]
+        for inputs, outputs in zip(widths[::-1], widths[-2::-1], strict=False):
+            modules.append(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False))
+            modules += [nn.BatchNorm2d(outputs, eps=NORM_EPS), ACTIVATIONS[models.Act]()]
+        modules += [nn.ConvTranspose2d(widths[0], channels, 4, 2, 1), nn.Sigmoid()]
+        return nn.Sequential(*modules).to(memory_format=torch.channels_last)
+
+    def prepare(self, obs: Tensor) -> Tensor:
+        """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [0, 1], channels last in memory."""
+        return obs.permute(0, 3, 1, 2).float().div_(255)
+
+    def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
+        """Half the squared error summed over C, H, W; values whose 8-bit quantisations already
+        agree count 0."""
+        error = decoded.float() - prepared
+        with torch.no_grad():
+            visible = error.abs() > 0.5 / 255
+        return 0.5 * (error * visible).square().sum(dim=(1, 2, 3))
+
+    def frames(self, prepared: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] -> (N, H, W, C) uint8."""
+        pixels = prepared.detach().float().clamp(0, 1).mul(255).round()
+        return pixels.to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class VectorCodec:
+    """Proprioceptive vectors through an MLP either way."""
+
+    def __init__(self, models: Models, obs_size: int) -> None:
+        config = models.WorldModel
+        units, layers = config.MLPUnits, config.MLPLayers
+        self.features = units
+        self.encoder = mlp(obs_size, units, layers, models.Act)
+        latent = models.Stoch * models.Discrete
+        self.decoder = nn.Sequential(
+            *mlp(latent, units, layers, models.Act), nn.Linear(units, obs_size)
+        )
+
+    def prepare(self, obs: Tensor) -> Tensor:
+        """(N, O) -> (N, O) float32."""
+        return obs.float()
+
+    def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
+        """Half the squared error summed over the vector."""
+        return 0.5 * (decoded.float() - prepared).square().sum(dim=-1)
+
+    def frames(self, prepared: Tensor) -> None:
+        """There is nothing to look at."""
+        return None

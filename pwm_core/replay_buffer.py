@@ -1,0 +1,189 @@
+"""The replay: one ring per environment, uniform sequences, never across the write head."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pwm_core.errors import UserError
+from pwm_core.world_model import Batch
+
+HEADROOM = 0.2
+"""Share of the free memory that ``auto`` leaves to the networks and their activations."""
+
+
+class Field(NamedTuple):
+    """Shape of one stored value and its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class TransitionSpec:
+    """What one transition of a domain holds beside reward, done and is_first."""
+
+    obs: Field
+    action: Field
+
+    def fields(self) -> dict[str, Field]:
+        """All fields by name, in the order of :class:`Batch`."""
+        return {
+            "obs": self.obs,
+            "action": self.action,
+            "reward": Field((), torch.float32),
+            "done": Field((), torch.bool),
+            "is_first": Field((), torch.bool),
+        }
+
+    def nbytes(self, transitions: int) -> int:
+        """Bytes that ``transitions`` take."""
+        sizes = (
+            int(np.prod(field.shape)) * torch.empty((), dtype=field.dtype).element_size()
+            for field in self.fields().values()
+        )
+        return transitions * sum(sizes)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken, on a CUDA device or on the host."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            entries = dict(line.split(":", 1) for line in lines)
+        return int(entries["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _place(storage: str, needed: int, device: torch.device) -> torch.device | None:
+    """Where to allocate: a device, or None for the disk.
+
+    Raises:
+        UserError: it does not fit where the config wants it.
+    """
+    host = torch.device("cpu")
+    if storage == "disk":
+        return None
+    if storage == "auto":
+        fits = needed < (1 - HEADROOM) * _free_bytes(device)
+        storage = "device" if fits else "memory"
+    target = device if storage == "device" else host
+    free = _free_bytes(target)
+    if needed > free:
+        raise UserError(
+            f"the replay needs {needed / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free on "
+            f"{target}: lower JointTrainAgent.BufferMaxLength or set "
+            "JointTrainAgent.BufferStorage=disk"
+        )
+    return target
+
+
+class ReplayBuffer:
+    """Transitions of N environments in rings of ``capacity / N`` steps each.
+
+    Args:
+        spec: what a transition holds.
+        num_envs: N.
+        capacity: transitions over all environments.
+        device: where batches are delivered.
+        storage: ``auto``, ``device``, ``memory`` or ``disk``.
+        directory: where ``disk`` puts its files.
+
+    Raises:
+        UserError: the buffer does not fit.
+    """
+
+    def __init__(
+        self,
+        spec: TransitionSpec,
+        num_envs: int,
+        capacity: int,
+        device: torch.device,
+        *,
+        storage: str = "auto",
+        directory: Path | None = None,
+    ) -> None:
+        self.num_envs, self.length = num_envs, capacity // num_envs
+        self.device = device
+        place = _place(storage, spec.nbytes(num_envs * self.length), device)
+        self._data: dict[str, Tensor] = {}
+        for name, field in spec.fields().items():
+            shape = (num_envs, self.length, *field.shape)
+            if place is None:
+                self._data[name] = self._on_disk(directory, name, shape, field.dtype)
+            else:
+                self._data[name] = torch.zeros(shape, dtype=field.dtype, device=place)
+        self.place = self._data["obs"].device
+        self.head, self.size = 0, 0
+        # The same two on the device, so that sampling needs no host round trip.
+        self._window = torch.zeros(2, dtype=torch.int64, device=self.place)
+        self._env = torch.arange(num_envs, device=self.place)
+
+    @staticmethod
+    def _on_disk(
+        directory: Path | None, name: str, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        if directory is None:
+            raise ValueError("storage 'disk' needs a directory")
+        directory.mkdir(parents=True, exist_ok=True)
+        count = int(np.prod(shape))
+        try:
+            path = str(directory / f"{name}.bin")
+            return torch.from_file(path, shared=True, size=count, dtype=dtype).view(shape)
+        except RuntimeError as error:
+            raise UserError(f"the replay cannot be laid out in {directory}: {error}") from None
+
+    def __len__(self) -> int:
+        """Transitions held, over all environments."""
+        return self.size * self.num_envs
+
+    def add(
+        self,
+        obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        is_first: np.ndarray,
+    ) -> None:
+        """Store one step of all N environments: every argument is (N, ...).
+
+        ``action`` was taken at ``obs``; ``reward`` and ``done`` followed it.
+        """
+        values = (obs, action, reward, done, is_first)
+        for stored, value in zip(self._data.values(), values, strict=True):
+            stored[:, self.head] = torch.as_tensor(value).to(stored.device, stored.dtype)
+        self.head = (self.head + 1) % self.length
+        self.size = min(self.size + 1, self.length)
+        oldest = (self.head - self.size) % self.length
+        self._window.copy_(torch.tensor([oldest, self.size]))
+
+    def sample_indices(self, batch_size: int, length: int) -> tuple[Tensor, Tensor]:
+        """Uniform starts: environments (B,) in equal shares, and ring positions (B, T).
+
+        Raises:
+            ValueError: fewer than ``length`` steps are stored.
+        """
+        if self.size < length:
+            raise ValueError(f"{self.size} steps are stored, a sequence needs {length}")
+        rows = torch.arange(batch_size, device=self.place)
+        shift = torch.randint(self.num_envs, (1,), device=self.place)
+        env = (rows + shift) % self.num_envs
+        oldest, size = self._window[0], self._window[1]
+        fraction = torch.rand(batch_size, dtype=torch.float64, device=self.place)
+        start = oldest + (fraction * (size - length + 1)).long()
+        steps = torch.arange(length, device=self.place)
+        return env, (start.unsqueeze(1) + steps) % self.length
+
+    def sample(self, batch_size: int, length: int) -> Batch:
+        """``batch_size`` sequences of ``length`` steps on the training device."""
+        env, steps = self.sample_indices(batch_size, length)
+        picked = (stored[env.unsqueeze(1), steps] for stored in self._data.values())
+        return Batch(*(value.to(self.device, non_blocking=True) for value in picked))

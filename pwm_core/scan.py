@@ -1,0 +1,249 @@
+"""Linear recurrences over the sequence, computed in parallel.
+
+Two recurrences appear in PaMoRL, and both are scans of the associative operator
+``(g_i, x_i) . (g_j, x_j) = (g_i g_j, g_j x_i + x_j)``:
+
+- linear attention, ``S_t = diag(g_t) S_{t-1} + k_t^T v_t`` with ``o_t = q_t S_t``
+  (:func:`linear_attention`; PaMoRL, section 3.1);
+- eligibility traces and lambda-returns, ``y_t = g_t y_{t-1} + x_t`` (:func:`linear_recurrence`).
+
+Backends, all with the same values and gradients:
+
+=============== =========================================== ================== ===============
+backend         how                                         depth              extra memory
+=============== =========================================== ================== ===============
+``sequential``  one step after the other: the oracle        T                  T states
+``odd_even``    Brent-Kung, the paper's                     2 log2 T           3 T states
+``kogge_stone`` Hillis-Steele doubling                      log2 T             2 T log T states
+``chunked``     matrix products inside chunks, one state    T / chunk          T / chunk states
+                per chunk boundary
+=============== =========================================== ================== ===============
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("sequential", "odd_even", "kogge_stone", "chunked")
+
+
+class AttentionOutput(NamedTuple):
+    """What :func:`linear_attention` returns.
+
+    Attributes:
+        output: (B, T, V) ``o_t``.
+        final_state: (B, K, V) ``S_T``.
+        states: (B, T, K, V) every ``S_t``, or None when not asked for.
+    """
+
+    output: Tensor
+    final_state: Tensor
+    states: Tensor | None
+
+
+# ---------------------------------------------------------------------- generic scans over dim 1
+
+
+def _scan_sequential(decay: Tensor, update: Tensor) -> Tensor:
+    value = update[:, 0]
+    values = [value]
+    for t in range(1, update.shape[1]):
+        value = decay[:, t] * value + update[:, t]
+        values.append(value)
+    return torch.stack(values, dim=1)
+
+
+def _scan_odd_even(decay: Tensor, update: Tensor) -> Tensor:
+    """Combine neighbours, scan the half-length sequence, then fill in the even positions."""
+    length = update.shape[1]
+    if length == 1:
+        return update
+    paired = length // 2 * 2
+    decay_even, decay_odd = decay[:, 0:paired:2], decay[:, 1:paired:2]
+    update_even, update_odd = update[:, 0:paired:2], update[:, 1:paired:2]
+    at_odd = _scan_odd_even(decay_even * decay_odd, decay_odd * update_even + update_odd)
+    before = at_odd if length % 2 else at_odd[:, :-1]
+    at_even = decay[:, 2::2] * before + update[:, 2::2]
+    at_even = torch.cat([update[:, :1], at_even], dim=1)  # (B, ceil(T/2), ...)
+    interleaved = torch.stack([at_even[:, : paired // 2], at_odd], dim=2).flatten(1, 2)
+    return torch.cat([interleaved, at_even[:, paired // 2 :]], dim=1)  # (B, T, ...)
+
+
+def _scan_kogge_stone(decay: Tensor, update: Tensor) -> Tensor:
+    """Doubling: after step i every position holds the sum over the 2^i positions up to it."""
+    length, distance = update.shape[1], 1
+    while distance < length:
+        shifted = decay[:, distance:] * update[:, :-distance] + update[:, distance:]
+        update = torch.cat([update[:, :distance], shifted], dim=1)
+        decay = torch.cat([decay[:, :distance], decay[:, distance:] * decay[:, :-distance]], dim=1)
+        distance *= 2
+    return update
+
+
+_SCANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sequential": _scan_sequential,
+    "odd_even": _scan_odd_even,
+    "kogge_stone": _scan_kogge_stone,
+}
+
+
+def linear_recurrence(
+    decay: Tensor,
+    update: Tensor,
+    initial: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    backend: str = "odd_even",
+) -> Tensor:
+    """``y_t = decay_t * y_{t-1} + update_t`` for all t at once.
+
+    Args:
+        decay: (B, T, ...) floating, broadcastable against ``update`` after the first two dims.
+        update: (B, T, ...) floating.
+        initial: (B, ...) the value before the first step; zeros when None.
+        reverse: run from the last step to the first (``y_t`` then follows ``y_{t+1}``).
+        backend: ``sequential``, ``odd_even`` or ``kogge_stone``.
+
+    Returns:
+        (B, T, ...) every ``y_t``.
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    if backend not in _SCANS:
+        raise ValueError(f"scan backend {backend!r} is none of {', '.join(_SCANS)}")
+    if reverse:
+        decay, update = decay.flip(1), update.flip(1)
+    if initial is not None:
+        first = update[:, :1] + decay[:, :1] * initial.unsqueeze(1)
+        update = torch.cat([first, update[:, 1:]], dim=1)
+    values = _SCANS[backend](decay, update)
+    return values.flip(1) if reverse else values
+
+
+# ------------------------------------------------------------------------------ linear attention
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    reset: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    *,
+    backend: str = "chunked",
+    chunk: int = 16,
+    return_states: bool = False,
+) -> AttentionOutput:
+    """Linear attention with data-dependent decay (PaMoRL, section 3.1).
+
+    ``S_t = diag(g_t) S_{t-1} + k_t^T v_t``, ``o_t = q_t S_t``, with ``S_{t-1}`` replaced by zeros
+    where ``reset_t`` is set.
+
+    Args:
+        q, k: (B, T, K) queries and keys.
+        v: (B, T, V) values.
+        log_decay: (B, T, K) ``log g_t``, at most 0 (the exponents of ``chunked`` then never
+            exceed 0, so nothing overflows).
+        reset: (B, T) bool or 0/1, or None for no resets.
+        initial_state: (B, K, V) ``S_0``; zeros when None.
+        backend: one of :data:`BACKENDS`.
+        chunk: chunk length of ``chunked``; the others ignore it.
+        return_states: also return every ``S_t``.
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"scan backend {backend!r} is none of {', '.join(BACKENDS)}")
+    if backend == "chunked":
+        return _chunked_attention(
+            q, k, v, log_decay, reset, initial_state, min(chunk, q.shape[1]), return_states
+        )
+    decay = log_decay.exp()
+    if reset is not None:
+        decay = decay.masked_fill(reset.bool().unsqueeze(-1), 0.0)
+    update = k.unsqueeze(-1) * v.unsqueeze(-2)  # (B, T, K, V)
+    states = linear_recurrence(decay.unsqueeze(-1), update, initial_state, backend=backend)
+    output = (q.unsqueeze(-2) @ states).squeeze(-2)  # (B, T, V)
+    return AttentionOutput(output, states[:, -1], states if return_states else None)
+
+
+class _Chunks(NamedTuple):
+    """Decays of a sequence cut into n chunks of C steps; all exponents are at most 0.
+
+    Attributes:
+        pair: (B, n, C, C, K) ``exp(G_i - G_j)`` where j <= i lie in one episode, else 0.
+        from_start: (B, n, C, K) decay of the chunk's first state up to step i, 0 past a reset.
+        to_end: (B, n, C, K) decay of step j's update up to the chunk's end, 0 before a reset.
+    """
+
+    pair: Tensor
+    from_start: Tensor
+    to_end: Tensor
+
+
+def _chunk_decays(log_decay: Tensor, reset: Tensor | None) -> _Chunks:
+    """``log_decay`` (B, n, C, K) and ``reset`` (B, n, C) -> the decays inside each chunk."""
+    length = log_decay.shape[2]
+    total = log_decay.cumsum(dim=2)  # G, (B, n, C, K)
+    causal = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).tril()
+    from_start, to_end = total.exp(), (total[:, :, -1:] - total).exp()
+    if reset is None:
+        same = causal.view(1, 1, length, length)
+    else:
+        episode = reset.cumsum(dim=2)  # (B, n, C)
+        same = causal & (episode.unsqueeze(-1) == episode.unsqueeze(-2))  # (B, n, C, C)
+        from_start = from_start * (episode == 0).unsqueeze(-1)
+        to_end = to_end * (episode == episode[:, :, -1:]).unsqueeze(-1)
+    # Masked before exp: above the diagonal the difference is positive and would overflow.
+    difference = total.unsqueeze(3) - total.unsqueeze(2)  # (B, n, C, C, K)
+    pair = difference.masked_fill(~same.unsqueeze(-1), float("-inf")).exp()
+    return _Chunks(pair, from_start, to_end)
+
+
+def _chunked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    reset: Tensor | None,
+    initial_state: Tensor | None,
+    chunk: int,
+    return_states: bool,
+) -> AttentionOutput:
+    batch, length, width = q.shape
+    padding = -length % chunk
+    count = (length + padding) // chunk
+
+    def split(x: Tensor) -> Tensor:
+        """(B, T, ...) -> (B, n, C, ...); padded steps hold zeros: no decay, no update."""
+        x = torch.cat([x, x.new_zeros(batch, padding, *x.shape[2:])], dim=1) if padding else x
+        return x.view(batch, count, chunk, *x.shape[2:])
+
+    if initial_state is None:
+        initial_state = q.new_zeros(batch, width, v.shape[-1])
+    q, k, v, log_decay = (split(x.contiguous()) for x in (q, k, v, log_decay))
+    decays = _chunk_decays(log_decay, None if reset is None else split(reset.long()))
+
+    # o_i = sum_{j<=i} (q_i . k_j exp(G_i - G_j)) v_j  +  (q_i exp(G_i)) S_start
+    scores = torch.einsum("bnik,bnjk,bnijk->bnij", q, k, decays.pair)
+    update = (k * decays.to_end).transpose(-1, -2) @ v  # (B, n, K, V)
+    carry = decays.from_start[:, :, -1].unsqueeze(-1)  # (B, n, K, 1)
+    starts = [initial_state]
+    for n in range(count):
+        starts.append(torch.addcmul(update[:, n], carry[:, n], starts[-1]))
+    start = torch.stack(starts[:-1], dim=1)  # (B, n, K, V)
+    output = scores @ v + (q * decays.from_start) @ start  # (B, n, C, V)
+
+    states = None
+    if return_states:
+        inside = torch.einsum("bnijk,bnjk,bnjv->bnikv", decays.pair, k, v)
+        states = inside + decays.from_start.unsqueeze(-1) * start.unsqueeze(2)
+        states = states.flatten(1, 2)[:, :length]
+    return AttentionOutput(output.flatten(1, 2)[:, :length], starts[-1], states)

@@ -1,0 +1,130 @@
+"""The training loop: act, store, update, log, save."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pwm_core.agent import Agent
+from pwm_core.checkpoint import RunFolder
+from pwm_core.config import Config
+from pwm_core.envs import VectorEnv
+from pwm_core.replay_buffer import ReplayBuffer
+from pwm_core.tracking import MeanMetrics, Tracker
+from pwm_core.video import log_videos
+
+
+class Trainer:
+    """Drives one run from its first step to ``SampleMaxSteps``.
+
+    Args:
+        config: the resolved config.
+        task: the environment's name, for the metrics.
+        env, agent, replay: the parts it moves.
+        tracker, folder: where metrics and checkpoints go.
+        rng: draws the warm-up's actions.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        task: str,
+        env: VectorEnv,
+        agent: Agent,
+        replay: ReplayBuffer,
+        tracker: Tracker,
+        folder: RunFolder,
+        rng: np.random.Generator,
+    ) -> None:
+        self.config, self.settings, self.task = config, config.JointTrainAgent, task
+        self.env, self.agent, self.replay = env, agent, replay
+        self.tracker, self.folder, self.rng = tracker, folder, rng
+        self.step, self.episodes = 0, 0
+        self.metrics = MeanMetrics()
+        self.acting = agent.initial_state(env.num_envs)
+
+    def run(self) -> None:
+        """Train to the end; a checkpoint is written at the last step too."""
+        total = self.settings.SampleMaxSteps
+        obs = self.env.reset()
+        is_first = np.ones(self.env.num_envs, bool)
+        with tqdm(total=total, unit="step", smoothing=0.05, dynamic_ncols=True) as bar:
+            while self.step < total:
+                obs, is_first = self._step(obs, is_first, bar)
+                bar.update(self.env.num_envs)
+        if not self._crossed(self.settings.SaveEverySteps):
+            self.save()
+
+    def _step(
+        self, obs: np.ndarray, is_first: np.ndarray, bar: tqdm
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One agent step in every environment and the updates that are due after it."""
+        warm = self.step >= self.settings.BufferWarmUp
+        if warm:
+            action = self.agent.act(obs, is_first, self.acting)
+        else:
+            action = self.env.random_actions(self.rng)
+        result = self.env.step(action)
+        self.replay.add(obs, action, result.reward, result.done, is_first)
+        self.step += self.env.num_envs
+        for episode in result.finished:
+            self.episodes += 1
+            self.tracker.log(
+                self.step,
+                {
+                    f"Rollout/{self.task}_reward": episode.episode_return,
+                    "Rollout/length": episode.length,
+                    "Rollout/episodes": self.episodes,
+                },
+            )
+            bar.set_postfix_str(f"return {episode.episode_return:g}", refresh=False)
+        if warm:
+            self._train()
+            self._log()
+        if self._crossed(self.settings.SaveEverySteps):
+            self.save()
+        return result.obs, result.is_first
+
+    def _crossed(self, every: int) -> int:
+        """How many multiples of ``every`` the last step reached or passed."""
+        return self.step // every - (self.step - self.env.num_envs) // every
+
+    def _train(self) -> None:
+        """The updates due at this step; both use the same replayed batch where both are due."""
+        model_updates = self._crossed(self.settings.TrainModelEverySteps)
+        agent_updates = self._crossed(self.settings.TrainAgentEverySteps)
+        for update in range(max(model_updates, agent_updates)):
+            batch = self.replay.sample(self.settings.BatchSize, self.settings.BatchLength)
+            if update < model_updates:
+                self.metrics.add(self.agent.train_world_model(batch))
+            if update < agent_updates:
+                trajectory = self.agent.imagine(batch)
+                self.metrics.add(self.agent.train_actor_critic(trajectory))
+
+    def _log(self) -> None:
+        """Metrics and videos that are due."""
+        if self._crossed(self.settings.LogEverySteps):
+            frames = self.step * self.env.frame_skip
+            self.tracker.log(self.step, {**self.metrics.take(), "frames": frames})
+        if self._crossed(self.settings.VideoLogStep):
+            batch = self.replay.sample(self.settings.BatchSize, self.settings.BatchLength)
+            for name, frames in log_videos(self.agent, batch).items():
+                self.tracker.video(self.step, name, frames)
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        self.tracker.flush()
+        state = self.agent.state_dict()
+        weights = {name: state.pop(name) for name in ("world_model", "actor_critic")}
+        self.folder.save(self.step, weights, state | self._counters())
+
+    def _counters(self) -> dict[str, Any]:
+        """What the loop itself must remember to go on."""
+        return {
+            "episodes": self.episodes,
+            "torch_rng": torch.get_rng_state(),
+            "numpy_rng": str(self.rng.bit_generator.state),
+        }
