@@ -206,10 +206,10 @@ def _provenance(domain: Domain, config: Config, about: dict[str, Any]) -> dict[s
     }
 
 
-def run(command: Callable[[Domain], None], domain: Domain) -> NoReturn:
+def run_command(command: Callable[[], None]) -> NoReturn:
     """Run a command and exit: 0, 2 after bad input (one line on stderr), 130 when interrupted."""
     try:
-        command(domain)
+        command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -217,3 +217,8 @@ def run(command: Callable[[Domain], None], domain: Domain) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def run(command: Callable[[Domain], None], domain: Domain) -> NoReturn:
+    """Run a domain's command and exit as :func:`run_command` does."""
+    run_command(lambda: command(domain))

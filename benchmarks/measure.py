@@ -1,0 +1,87 @@
+"""Shared by the benchmarks: timing, peak memory, tables, results with the hardware's name."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pwm_core.runtime import git_commit, versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def seconds(function: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Median wall time of ``function``, after one warm-up call, the device waited for."""
+    times = []
+    for repeat in range(repeats + 1):
+        synchronize(device)
+        began = time.perf_counter()
+        function()
+        synchronize(device)
+        if repeat:
+            times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queue."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_gigabytes(device: torch.device) -> float:
+    """Most memory taken so far: by torch on CUDA, by the whole process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Names the hardware and the versions that a number was measured on."""
+    about = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "commit": git_commit(),
+    }
+    if device.type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+    return about
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as a Markdown table; numbers with three significant digits."""
+
+    def show(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    names = list(rows[0])
+    lines = [" | ".join(names), " | ".join("---" for _ in names)]
+    lines += [" | ".join(show(row.get(name, "")) for name in names) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def save(name: str, rows: list[dict[str, Any]], device: torch.device) -> Path:
+    """Write ``benchmarks/results/<name>.json``."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(device), "rows": rows}, indent=2) + "\n")
+    return path

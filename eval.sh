@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Evaluate a run: ./eval.sh [atari|dmc] -run_name NAME [any flag of eval.py]
+. "$(dirname "${BASH_SOURCE[0]}")/scripts/install.sh" requirements.txt
+domain=atari
+case "${1:-}" in atari | dmc) domain=$1; shift ;; esac
+exec $python -u -O "pwm_$domain/eval.py" "$@"

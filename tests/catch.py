@@ -1,0 +1,60 @@
+"""A small image game: catch the falling ball. 64 x 64 RGB, three actions, about ten steps."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+
+from pwm_core.envs import ReturnCounter, Step, VectorEnv, env_seeds
+
+CELLS = 8
+PIXELS = 64 // CELLS
+
+
+class Catch(VectorEnv):
+    """A ball falls one cell a step from a random column; the paddle moves left, stays or moves
+    right. Reward 1 for a caught ball, -1 for a missed one, at the episode's last step."""
+
+    frame_skip = 1
+
+    def __init__(self, num_envs: int, seed: int) -> None:
+        self.num_envs = num_envs
+        self.observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(3)
+        self._rngs = [np.random.default_rng(s) for s in env_seeds(seed, num_envs)]
+        self._returns = ReturnCounter(num_envs)
+        self._ball = np.zeros((num_envs, 2), np.int64)  # row, column
+        self._paddle = np.zeros(num_envs, np.int64)
+
+    def _begin(self, env: int) -> None:
+        self._ball[env] = 0, self._rngs[env].integers(CELLS)
+        self._paddle[env] = self._rngs[env].integers(CELLS)
+
+    def reset(self) -> np.ndarray:
+        for env in range(self.num_envs):
+            self._begin(env)
+        return self._render()
+
+    def send(self, actions: np.ndarray) -> None:
+        self._actions = np.asarray(actions)
+
+    def recv(self) -> Step:
+        self._paddle = np.clip(self._paddle + self._actions - 1, 0, CELLS - 1)
+        self._ball[:, 0] += 1
+        done = self._ball[:, 0] == CELLS - 1
+        caught = self._ball[:, 1] == self._paddle
+        reward = np.where(done, np.where(caught, 1.0, -1.0), 0.0).astype(np.float32)
+        finished = self._returns.add(reward, done)
+        for env in np.flatnonzero(done):
+            self._begin(env)
+        return Step(self._render(), reward, done, done.copy(), finished)
+
+    def _render(self) -> np.ndarray:
+        image = np.zeros((self.num_envs, CELLS, CELLS, 3), np.uint8)
+        rows = np.arange(self.num_envs)
+        image[rows, CELLS - 1, self._paddle] = (40, 160, 255)
+        image[rows, self._ball[:, 0], self._ball[:, 1]] = (255, 220, 60)
+        return image.repeat(PIXELS, axis=1).repeat(PIXELS, axis=2)
+
+    def close(self) -> None:
+        pass
