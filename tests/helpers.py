@@ -1,0 +1,123 @@
+"""What several test files share: small configs, models away from their zero start, batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pwm_core.actor_critic import ActorCritic
+from pwm_core.agent import Agent
+from pwm_core.config import Config, load_config
+from pwm_core.distributions import CategoricalPolicy, GaussianPolicy, Policy
+from pwm_core.networks import ImageCodec
+from pwm_core.world_model import Batch, WorldModel
+
+ACTIONS = 3
+SMALL = (
+    "BasicSettings.ObsShape=[16, 16, 3]",
+    "JointTrainAgent.ImagineContext=16",
+    "Models.Hidden=32",
+    "Models.Stoch=6",
+    "Models.Discrete=5",
+    "Models.NumBin=41",
+    "Models.WorldModel.Stem=4",
+)
+
+
+def load_small(*overrides: str) -> Config:
+    """The Atari config at sizes that take milliseconds; ``overrides`` come last."""
+    return load_config(
+        "config_files/atari_tiny.yaml",
+        defaults="config_files/atari.yaml",
+        overrides=[*SMALL, *overrides],
+    )
+
+
+def make_policy(config: Config, *, discrete: bool = True) -> Policy:
+    if discrete:
+        return CategoricalPolicy(ACTIONS)
+    return GaussianPolicy(ACTIONS, config.Models.Agent.MinStd, config.Models.Agent.MaxStd)
+
+
+@torch.no_grad()
+def disturb(module: nn.Module, seed: int = 0, scale: float = 0.3) -> None:
+    """Move every parameter and every BatchNorm statistic away from where it starts, so that no
+    zero-initialised layer and no neutral normalisation hides what is computed."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in module.parameters():
+        tensor += scale * torch.randn(tensor.shape, generator=generator) / max(1, tensor.ndim - 1)
+    for name, tensor in module.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            tensor += scale * torch.rand(tensor.shape, generator=generator)
+
+
+def make_world_model(config: Config, *, discrete: bool = True, fresh: bool = False) -> WorldModel:
+    """Away from its zero-initialised start unless ``fresh``."""
+    torch.manual_seed(0)
+    codec = ImageCodec(config.Models, config.BasicSettings.ObsShape)
+    model = WorldModel(config.Models, codec, make_policy(config, discrete=discrete))
+    if not fresh:
+        disturb(model)
+    return model
+
+
+def make_actor_critic(config: Config, *, discrete: bool = True, fresh: bool = False) -> ActorCritic:
+    """As :func:`make_world_model`; the slow critic then differs from the critic too."""
+    torch.manual_seed(1)
+    model = ActorCritic(config.Models, make_policy(config, discrete=discrete))
+    if not fresh:
+        disturb(model, seed=1)
+        if model.slow_critic is not None:
+            disturb(model.slow_critic, seed=2)
+    return model
+
+
+def make_agent(config: Config, *, discrete: bool = True, fresh: bool = False) -> Agent:
+    world_model = make_world_model(config, discrete=discrete, fresh=fresh)
+    actor_critic = make_actor_critic(config, discrete=discrete, fresh=fresh)
+    return Agent(config, world_model, actor_critic, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A random replayed batch; ``firsts`` are the (row, step) that begin an episode."""
+
+    rows: int = 3
+    steps: int = 7
+    firsts: tuple[tuple[int, int], ...] = ()
+    discrete: bool = True
+    seed: int = 0
+
+    def batch(self, config: Config) -> Batch:
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.rows, self.steps)
+        obs = torch.randint(
+            0, 256, (*shape, *config.BasicSettings.ObsShape), generator=generator
+        ).to(torch.uint8)
+        if self.discrete:
+            action = torch.randint(0, ACTIONS, shape, generator=generator)
+        else:
+            action = torch.rand(*shape, ACTIONS, generator=generator) * 2 - 1
+        is_first = torch.zeros(shape, dtype=torch.bool)
+        for row, step in self.firsts:
+            is_first[row, step] = True
+        return Batch(
+            obs,
+            action,
+            torch.randn(shape, generator=generator),
+            torch.rand(shape, generator=generator) < 0.3,
+            is_first,
+        )
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def replace_at(x: Tensor, row: int, step: int, value: Tensor) -> Tensor:
+    """A copy of ``x`` (B, T, ...) that holds ``value`` at one row and step."""
+    changed = x.clone()
+    changed[row, step] = value
+    return changed

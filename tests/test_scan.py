@@ -1,0 +1,225 @@
+"""Every scan backend against the sequential one, and that against a plain loop."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pwm_core.scan import BACKENDS, linear_attention, linear_recurrence
+
+B, K, V = 3, 4, 5
+LENGTHS = (1, 2, 7, 16, 63, 64, 100)
+RESETS = ("none", "first", "middle", "last", "all", "per_row")
+DECAYS = ("mixed", "near_0", "near_1", "extreme")
+VARIANTS = [(name, 1) for name in BACKENDS if name != "chunked"]
+VARIANTS += [("chunked", chunk) for chunk in (1, 3, 16, 64, 1000)]
+SERIAL = [name for name in BACKENDS if name != "chunked"]
+
+# Largest error beside float64 `sequential`, relative to the largest number of the tensor (or 1).
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+class Inputs(NamedTuple):
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_decay: Tensor
+    initial_state: Tensor
+
+
+def make_log_decay(kind: str, length: int) -> Tensor:
+    """(B, T, K) float64 ``log g``, at most 0."""
+    shape = (B, length, K)
+    match kind:
+        case "mixed":
+            return torch.nn.functional.logsigmoid(2 * torch.randn(shape).double())
+        case "near_0":
+            return -15 - 10 * torch.rand(shape).double()
+        case "near_1":
+            return -1e-6 * torch.rand(shape).double()
+        case "extreme":
+            values = torch.tensor([-1e4, -0.0, -1e-8, -1e-30]).double()
+            return values[torch.randint(len(values), shape)]
+    raise ValueError(kind)
+
+
+def make_inputs(length: int, decay: str = "mixed") -> Inputs:
+    """float64 inputs that float32 holds exactly, so that both types compute the same thing."""
+    torch.manual_seed(length)
+    q, k, v = (torch.randn(B, length, width) for width in (K, K, V))
+    values = (q, k, v, make_log_decay(decay, length), torch.randn(B, K, V))
+    return Inputs(*(x.float().double() for x in values))
+
+
+def make_reset(kind: str, length: int) -> Tensor | None:
+    """(B, T) bool."""
+    if kind == "none":
+        return None
+    reset = torch.zeros(B, length, dtype=torch.bool)
+    if kind == "per_row":
+        return torch.rand(B, length, generator=torch.Generator().manual_seed(length)) < 0.15
+    columns = {"first": 0, "middle": length // 2, "last": -1, "all": slice(None)}
+    reset[:, columns[kind]] = True
+    return reset
+
+
+def attend(
+    inputs: Inputs, reset: Tensor | None, dtype: torch.dtype, backend: str, chunk: int
+) -> dict[str, Tensor]:
+    """Outputs and the gradients of a random weighting of all of them, by name."""
+    leaves = Inputs(*(x.to(dtype).requires_grad_() for x in inputs))
+    found = linear_attention(
+        *leaves[:4], reset, leaves[4], backend=backend, chunk=chunk, return_states=True
+    )
+    assert found.states is not None
+    values = found._asdict()
+    generator = torch.Generator().manual_seed(1)
+    total = sum(
+        (x * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(dtype)).sum()
+        for x in values.values()
+    )
+    gradients = torch.autograd.grad(total, leaves)
+    names = (f"gradient of {name}" for name in Inputs._fields)
+    return values | dict(zip(names, gradients, strict=True))
+
+
+@functools.cache
+def oracle(length: int, reset: str, decay: str) -> dict[str, Tensor]:
+    inputs = make_inputs(length, decay)
+    return attend(inputs, make_reset(reset, length), torch.float64, "sequential", 1)
+
+
+def check(found: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype) -> None:
+    for name, value in expected.items():
+        assert found[name].dtype == dtype, name
+        assert torch.isfinite(found[name]).all(), name
+        error = (found[name].double() - value).abs().max() / value.abs().max().clamp_min(1)
+        assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("backend", "chunk"), VARIANTS)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_lengths(length: int, backend: str, chunk: int, dtype: torch.dtype) -> None:
+    reset = make_reset("per_row", length)
+    found = attend(make_inputs(length), reset, dtype, backend, chunk)
+    check(found, oracle(length, "per_row", "mixed"), dtype)
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize(("backend", "chunk"), VARIANTS)
+def test_resets(backend: str, chunk: int, reset: str) -> None:
+    found = attend(make_inputs(19), make_reset(reset, 19), torch.float32, backend, chunk)
+    check(found, oracle(19, reset, "mixed"), torch.float32)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize(("backend", "chunk"), VARIANTS)
+def test_decays(backend: str, chunk: int, decay: str) -> None:
+    for reset in ("none", "per_row"):
+        found = attend(make_inputs(33, decay), make_reset(reset, 33), torch.float32, backend, chunk)
+        check(found, oracle(33, reset, decay), torch.float32)
+
+
+@pytest.mark.xfail(strict=True, reason="chunked loses float32 digits in exp(G_i - G_j)")
+def test_an_extreme_decay_does_not_blur_the_moderate_ones_after_it() -> None:
+    inputs = make_inputs(33)
+    inputs.log_decay[:, ::5] = -1e4
+    expected = attend(inputs, None, torch.float64, "sequential", 1)
+    for backend, chunk in VARIANTS:
+        check(attend(inputs, None, torch.float32, backend, chunk), expected, torch.float32)
+
+
+def loop(inputs: Inputs, reset: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs (B, T, V) and states (B, T, K, V), one number at a time."""
+    q, k, v, log_decay, initial = (x.numpy() for x in inputs)
+    outputs, states = np.zeros((*q.shape[:2], V)), np.zeros((*q.shape[:2], K, V))
+    for b in range(B):
+        for i in range(K):
+            for j in range(V):
+                state = initial[b, i, j]
+                for t in range(q.shape[1]):
+                    decay = 0.0 if reset[b, t] else np.exp(log_decay[b, t, i])
+                    state = decay * state + k[b, t, i] * v[b, t, j]
+                    states[b, t, i, j] = state
+                    outputs[b, t, j] += q[b, t, i] * state
+    return outputs, states
+
+
+@pytest.mark.parametrize("reset", RESETS[1:])
+@pytest.mark.parametrize("length", [1, 2, 7, 16])
+def test_sequential_is_the_plain_loop(length: int, reset: str) -> None:
+    found = oracle(length, reset, "mixed")
+    outputs, states = loop(make_inputs(length), make_reset(reset, length))
+    for name, value in {"output": outputs, "states": states, "final_state": states[:, -1]}.items():
+        np.testing.assert_allclose(found[name].detach(), value, rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradients_of_sequential_are_those_of_finite_differences() -> None:
+    reset = make_reset("middle", 5)
+    inputs = [x[:2].requires_grad_() for x in make_inputs(5)]
+
+    def attention(*leaves: Tensor) -> tuple[Tensor, ...]:
+        return linear_attention(
+            *leaves[:4], reset[:2], leaves[4], backend="sequential", return_states=True
+        )
+
+    assert torch.autograd.gradcheck(attention, inputs)
+
+
+@pytest.mark.parametrize(("backend", "chunk"), VARIANTS)
+def test_defaults_are_zero_states_no_resets_and_no_states_returned(
+    backend: str, chunk: int
+) -> None:
+    q, k, v, log_decay, initial = make_inputs(19)
+    found = linear_attention(q, k, v, log_decay, backend=backend, chunk=chunk)
+    expected = linear_attention(
+        *(q, k, v, log_decay, torch.zeros(B, 19), torch.zeros_like(initial)), backend="sequential"
+    )
+    assert found.states is None
+    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("with_initial", [False, True])
+@pytest.mark.parametrize("backend", SERIAL)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_linear_recurrence_is_the_plain_loop(
+    length: int, backend: str, with_initial: bool, reverse: bool
+) -> None:
+    torch.manual_seed(length)
+    decay = torch.rand(B, length).double()
+    decay[0, length // 2] = 0.0
+    update, initial = torch.randn(B, length).double(), torch.randn(B).double()
+    expected = torch.zeros(B, length).double()
+    for b in range(B):
+        value = initial[b] if with_initial else 0.0
+        for t in reversed(range(length)) if reverse else range(length):
+            value = decay[b, t] * value + update[b, t]
+            expected[b, t] = value
+    found = linear_recurrence(
+        decay, update, initial if with_initial else None, reverse=reverse, backend=backend
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", SERIAL)
+def test_linear_recurrence_broadcasts_the_decay(backend: str) -> None:
+    decay, update = torch.rand(B, 9, K, 1).double(), torch.randn(B, 9, K, V).double()
+    narrow = linear_recurrence(decay, update, backend=backend)
+    wide = linear_recurrence(decay.expand_as(update), update, backend="sequential")
+    torch.testing.assert_close(narrow, wide)
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    q, k, v, log_decay, _ = make_inputs(2)
+    with pytest.raises(ValueError, match=r"'brent'.*chunked"):
+        linear_attention(q, k, v, log_decay, backend="brent")
+    for backend in ("brent", "chunked"):  # chunked is for attention only
+        with pytest.raises(ValueError, match=rf"'{backend}'.*odd_even"):
+            linear_recurrence(q, q, backend=backend)
