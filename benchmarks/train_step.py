@@ -123,9 +123,9 @@ def main() -> None:
 
     rows = []
     for case in CASES if arguments.case == "all" else [arguments.case]:
-        for precision in ("fp32", "bf16") if arguments.precision == "both" else [
-            arguments.precision
-        ]:
+        for precision in (
+            ("fp32", "bf16") if arguments.precision == "both" else [arguments.precision]
+        ):
             for scan in BACKENDS if arguments.scan == "all" else [arguments.scan]:
                 command = [sys.executable, "-m", "benchmarks.train_step", "--one"]
                 command += ["--case", case, "--precision", precision, "--scan", scan]

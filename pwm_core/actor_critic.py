@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pwm_core.config import Models
 from pwm_core.distributions import Policy, SymlogTwoHot
-from pwm_core.networks import head
+from pwm_core.networks import latent_head
 from pwm_core.returns import lambda_return, pete_return, step_weights
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class ReturnScale(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Policy and value over features concat(deter, stoch).
+    """Policy and value over features (deter, latent).
 
     Args:
         models: sizes and objectives.
@@ -46,10 +46,8 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.config, self.policy = models.Agent, policy
         self.lambda_, self.tau = models.Lambda, models.Tau
-        inputs = models.Hidden + models.Stoch * models.Discrete
-        layers = models.Agent.Layers
-        self.actor = head(inputs, models.Hidden, layers, models.Act, policy.output_width)
-        self.critic = head(inputs, models.Hidden, layers, models.Act, models.NumBin)
+        self.actor = latent_head(models, policy.output_width)
+        self.critic = latent_head(models, models.NumBin)
         self.slow_critic: nn.Module | None = None
         if models.Agent.SlowCritic:
             self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -58,9 +56,9 @@ class ActorCritic(nn.Module):
             models.Agent.MinPer, models.Agent.MaxPer, models.Agent.EMADecay
         )
 
-    def act(self, feature: Tensor, *, greedy: bool = False) -> Tensor:
-        """(N, F) features -> actions as executed and stored: (N,) int64 or (N, A) clipped."""
-        output = self.actor(feature)
+    def act(self, deter: Tensor, latent: Tensor, *, greedy: bool = False) -> Tensor:
+        """(N, D), (N, S) -> actions as executed and stored: (N,) int64 or (N, A) clipped."""
+        output = self.actor(deter, latent)
         action = self.policy.mode(output) if greedy else self.policy.sample(output)
         return action if self.policy.discrete else self.policy.encode(action)
 
@@ -85,11 +83,10 @@ class ActorCritic(nn.Module):
         one. Every step is weighted by the product of the discounts before it.
         """
         config, policy = self.config, self.policy
-        states = trajectory.feature[:, :-1]  # (N, H, F)
         weight = step_weights(trajectory.discount)  # (N, H)
-        logits = self.critic(trajectory.feature)  # (N, H+1, C)
+        logits = self.critic(trajectory.deter, trajectory.latent)  # (N, H+1, C)
         value = self.two_hot.decode(logits.detach())  # (N, H+1)
-        output = self.actor(states)
+        output = self.actor(trajectory.deter[:, :-1], trajectory.latent[:, :-1])
         log_prob = policy.log_prob(output, trajectory.action)  # (N, H)
         entropy = policy.entropy(output)  # (N, H)
 
@@ -117,7 +114,7 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def _slow_value(self, trajectory: Trajectory) -> Tensor:
-        return self.two_hot.decode(self.slow_critic(trajectory.feature))
+        return self.two_hot.decode(self.slow_critic(trajectory.deter, trajectory.latent))
 
     @torch.no_grad()
     def update_slow_critic(self) -> None:

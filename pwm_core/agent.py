@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pwm_core.actor_critic import ActorCritic
 from pwm_core.config import Config
+from pwm_core.distributions import sample_index
 from pwm_core.imagination import Trajectory, imagine
 from pwm_core.linear_attention import RecurrentState
 from pwm_core.world_model import Batch, Metrics, WorldModel
@@ -133,13 +134,12 @@ class Agent:
         first = torch.as_tensor(is_first, device=self.device)
         with self.autocast():
             prepared = model.codec.prepare(torch.as_tensor(obs, device=self.device))
-            stoch = model.sample(model.encode(prepared))
+            latent = sample_index(model.encode(prepared))
             state.recurrent.reset(first)
             deter = state.deter.masked_fill(first.unsqueeze(-1), 0.0)
-            feature = torch.cat([deter, stoch], dim=-1)
-            action = self.actor_critic.act(feature, greedy=greedy)
+            action = self.actor_critic.act(deter, latent, greedy=greedy)
             encoded = model.policy.encode(action)
-            state.deter = model.sequence.step(stoch, encoded, state.recurrent).float()
+            state.deter = model.sequence.step(latent, encoded, state.recurrent).float()
         return action.cpu().numpy()
 
     # ------------------------------------------------------------------------------------ saving

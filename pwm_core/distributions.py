@@ -67,10 +67,9 @@ class SymlogTwoHot:
         return symexp(logits.float().softmax(-1) @ self.bins(logits.device))
 
 
-def unimix_log_probs(logits: Tensor, unimix: float) -> Tensor:
-    """``log((1 - unimix) softmax(logits) + unimix / K)``, (..., K) float32."""
-    probs = logits.float().softmax(-1)
-    return ((1 - unimix) * probs + unimix / logits.shape[-1]).log()
+def unimix_probs(logits: Tensor, unimix: float) -> Tensor:
+    """``(1 - unimix) softmax(logits) + unimix / K``, (..., K) float32."""
+    return logits.float().softmax(-1) * (1 - unimix) + unimix / logits.shape[-1]
 
 
 def sample_index(probs: Tensor) -> Tensor:
@@ -89,9 +88,8 @@ def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> 
     return encoded.scatter_(-1, index.unsqueeze(-1), 1.0)
 
 
-def straight_through_sample(log_probs: Tensor) -> Tensor:
+def straight_through_sample(probs: Tensor) -> Tensor:
     """A one-hot sample (..., K) whose gradient is that of the probabilities."""
-    probs = log_probs.exp()
     sample = one_hot(sample_index(probs.detach()), probs.shape[-1], probs.dtype)
     return sample + (probs - probs.detach())
 

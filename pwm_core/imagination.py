@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pwm_core.actor_critic import ActorCritic
-from pwm_core.linear_attention import ImaginedMemory, RecurrentState
+from pwm_core.distributions import sample_index
 from pwm_core.world_model import Context, WorldModel
 
 
@@ -16,14 +16,16 @@ class Trajectory(NamedTuple):
     """N imagined rollouts of H steps.
 
     Attributes:
-        feature: (N, H+1, D + S*K) states: concat(deter, stoch).
+        deter: (N, H+1, D) float32 and
+        latent: (N, H+1, S) int64: the states, the start first.
         action: (N, H) int64 or (N, H, A) float32, as the policy drew it (unclipped).
         log_prob: (N, H) float32, of the policy that acted.
         reward: (N, H) float32.
         discount: (N, H) float32, gamma or 0 past a predicted end.
     """
 
-    feature: Tensor
+    deter: Tensor
+    latent: Tensor
     action: Tensor
     log_prob: Tensor
     reward: Tensor
@@ -42,26 +44,21 @@ def imagine(
 
     The world model is to be in eval mode. No gradient flows.
     """
-    state = RecurrentState(
-        [block.previous for block in context.states],
-        [ImaginedMemory(block.memory, horizon) for block in context.states],
-    )
-    policy, stoch, deter = actor_critic.policy, context.stoch, context.deter
-    features, actions, log_probs, deters = [torch.cat([deter.float(), stoch], -1)], [], [], []
+    policy, state = actor_critic.policy, context.recurrent_state(horizon)
+    deter, latent = context.deter.float(), context.latent
+    deters, latents, outputs, actions = [deter], [latent], [], []
     for _ in range(horizon):
-        output = actor_critic.actor(features[-1])
+        output = actor_critic.actor(deter, latent)
         action = policy.sample(output)
-        deter = world_model.sequence.step(stoch, policy.encode(action), state)
-        stoch = world_model.sample(world_model.prior_log_probs(deter))
-        features.append(torch.cat([deter.float(), stoch], -1))
-        actions.append(action)
-        log_probs.append(policy.log_prob(output, action))
+        deter = world_model.sequence.step(latent, policy.encode(action), state).float()
+        latent = sample_index(world_model.predict_latent(deter))
         deters.append(deter)
-    reward, goes_on = world_model.predict(torch.stack(deters, dim=1))  # (N, H)
-    return Trajectory(
-        torch.stack(features, dim=1),
-        torch.stack(actions, dim=1),
-        torch.stack(log_probs, dim=1),
-        reward,
-        gamma * goes_on.float(),
-    )
+        latents.append(latent)
+        outputs.append(output)
+        actions.append(action)
+    action = torch.stack(actions, dim=1)  # (N, H) or (N, H, A)
+    log_prob = policy.log_prob(torch.stack(outputs, dim=1), action)  # (N, H)
+    deter = torch.stack(deters, dim=1)  # (N, H+1, D)
+    reward, goes_on = world_model.predict(deter[:, 1:])  # (N, H)
+    discount = gamma * goes_on.float()
+    return Trajectory(deter, torch.stack(latents, dim=1), action, log_prob, reward, discount)

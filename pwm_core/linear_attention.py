@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pwm_core.config import Models
-from pwm_core.networks import ACTIVATIONS, NORM_EPS, GatedUnit
-from pwm_core.scan import linear_attention
+from pwm_core.networks import NORM_EPS, GatedUnit, LatentNet
+from pwm_core.scan import States, linear_attention
 
 
-class BlockState(NamedTuple):
-    """What one block remembers after a step.
+class BlockStates(NamedTuple):
+    """What one block remembers after every step of a sequence.
 
     Attributes:
-        memory: (N, K, V) float32, the attention state ``S_t``.
-        previous: (N, D) the block's input ``u_t``, for token mixing.
+        memory: every attention state ``S_t``, (B, T, K, V) float32.
+        previous: (B, T, D) the block's inputs ``u_t``, for token mixing.
     """
 
-    memory: Tensor
+    memory: States
     previous: Tensor
 
 
@@ -43,18 +43,40 @@ class RecurrentMemory:
 
 
 class ImaginedMemory:
-    """``S_t`` as a fixed starting state and the few keys and values imagined since.
+    """Replayed states as they are, and beside them the few keys and values imagined since.
 
     ``o_t = (q_t G_t) S_0 + sum_j (q_t . k_j G_t / G_j) v_j``: the same numbers as
-    :class:`RecurrentMemory`, but the (N, K, V) states are only read, never rewritten. No gradient.
+    :class:`RecurrentMemory`, but the (K, V) states ``S_0`` are only read, never rewritten, and with
+    the chunked scan not even written out. No gradient.
+
+    Args:
+        states: of B sequences.
+        starts: the steps of each sequence after which imagination starts, N in all.
+        zero: (N,) bool; starts whose state counts as zeros.
+        horizon: most steps imagined.
     """
 
-    def __init__(self, memory: Tensor, horizon: int) -> None:
-        count, width, values = memory.shape
-        self._start = memory
-        self._decay = memory.new_ones(count, width)
-        self._keys = memory.new_zeros(count, horizon, width)  # decayed up to the present
-        self._values = memory.new_zeros(count, horizon, values)
+    def __init__(self, states: States, starts: slice, zero: Tensor, horizon: int) -> None:
+        batch, _chunks, chunk, width = states.decay.shape
+        first, stop, _ = starts.indices(states.length)
+        # Only the chunks that hold a start; inside them, the steps from `first` on.
+        begin, end = first // chunk, -(-stop // chunk)
+        self._shape = (batch, end - begin, chunk, width)
+        self._steps = slice(first - begin * chunk, stop - begin * chunk)
+        keep = torch.zeros(batch, (end - begin) * chunk, 1, device=zero.device)
+        keep[:, self._steps, 0] = (~zero).view(batch, -1).to(keep.dtype)
+        keep = keep.view(batch, end - begin, chunk, 1)
+        self._states = States(
+            stop,
+            states.start[:, begin:end],
+            states.decay[:, begin:end] * keep,
+            None if states.keys is None else states.keys[:, begin:end] * keep.unsqueeze(-1),
+            None if states.values is None else states.values[:, begin:end],
+        )
+        count, values = len(zero), states.start.shape[-1]
+        self._decay = keep.new_ones(count, width)  # G_t since the start
+        self._keys = keep.new_zeros(count, horizon, width)  # k_j G_t / G_j
+        self._values = keep.new_zeros(count, horizon, values)
         self._length = 0
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
@@ -66,10 +88,16 @@ class ImaginedMemory:
         self._values[:, self._length] = v
         self._length += 1
         keys, values = self._keys[:, : self._length], self._values[:, : self._length]
-        query = q.unsqueeze(1)  # (N, 1, K)
-        scores = torch.bmm(query, keys.transpose(1, 2))  # (N, 1, h)
-        output = torch.bmm(query * self._decay.unsqueeze(1), self._start)
-        return torch.baddbmm(output, scores, values).squeeze(1)
+        scores = torch.bmm(q.unsqueeze(1), keys.transpose(1, 2))  # (N, 1, h)
+        return torch.baddbmm(self._read(q * self._decay).unsqueeze(1), scores, values).squeeze(1)
+
+    def _read(self, query: Tensor) -> Tensor:
+        """``query`` (N, K) times the replayed states: (N, V)."""
+        batch, chunks, chunk, width = self._shape
+        placed = query.new_zeros(batch, chunks * chunk, width)
+        placed[:, self._steps] = query.view(batch, -1, width)
+        output = self._states.read(placed.view(self._shape)).flatten(1, 2)
+        return output[:, self._steps].flatten(0, 1)
 
 
 Memory = RecurrentMemory | ImaginedMemory
@@ -92,10 +120,8 @@ class LinearAttentionBlock(nn.Module):
         self.width, self.inner = width, inner
         self.scan, self.chunk, self.dropout = config.Scan, config.ScanChunk, config.Dropout
         self.mix = nn.Parameter(_trunc_normal(width))
-        self.query = nn.Linear(width, inner, bias=False)
-        self.key = nn.Linear(width, inner, bias=False)
-        self.value = nn.Linear(width, inner, bias=False)
-        self.receptance = nn.Linear(width, inner, bias=False)
+        # W_q, W_k, W_v, W_r as one product; each is initialised as a Linear of its own would be.
+        self.projections = nn.Linear(width, 4 * inner, bias=False)
         self.decay = nn.Linear(width, inner, bias=False)
         self.attention_norm = nn.RMSNorm(inner, eps=NORM_EPS) if config.RMSNorm else nn.Identity()
         self.output = nn.Linear(inner, width, bias=False)
@@ -108,13 +134,9 @@ class LinearAttentionBlock(nn.Module):
 
         ``keep`` (..., 1) is 0 for dropped tokens: their inputs are zeros and their decay is 1.
         """
-        share = torch.sigmoid(self.mix + 1)  # mu
-        mixed = share * u + (1 - share) * previous  # m_t
+        mixed = torch.lerp(previous, u, torch.sigmoid(self.mix + 1).to(u.dtype))  # m_t
         kept = u if keep is None else u * keep
-        weight = torch.cat(
-            [self.query.weight, self.key.weight, self.value.weight, self.receptance.weight]
-        )
-        q, k, v, r = F.linear(kept, weight).float().split(self.inner, dim=-1)
+        q, k, v, r = self.projections(kept).float().split(self.inner, dim=-1)
         log_decay = F.logsigmoid(self.decay(mixed).float())
         if keep is not None:
             log_decay = log_decay * keep
@@ -127,13 +149,13 @@ class LinearAttentionBlock(nn.Module):
 
     def forward(
         self, u: Tensor, is_first: Tensor, *, return_states: bool = False
-    ) -> tuple[Tensor, BlockState | None]:
+    ) -> tuple[Tensor, BlockStates | None]:
         """A whole sequence from zero states.
 
         Args:
             u: (B, T, D).
             is_first: (B, T) bool; the state and the input before such a step count as zeros.
-            return_states: also return the :class:`BlockState` after every step, (B, T, ...).
+            return_states: also return the :class:`BlockStates` after every step.
         """
         previous = torch.cat([torch.zeros_like(u[:, :1]), u[:, :-1]], dim=1)
         previous = previous.masked_fill(is_first.unsqueeze(-1), 0.0)
@@ -153,7 +175,7 @@ class LinearAttentionBlock(nn.Module):
                 chunk=self.chunk,
                 return_states=return_states,
             )
-        state = BlockState(attended.states, u) if return_states else None
+        state = BlockStates(attended.states, u) if return_states else None
         return self._finish(u, attended.output), state
 
     def step(self, u: Tensor, previous: Tensor, memory: Memory) -> Tensor:
@@ -187,13 +209,12 @@ class RecurrentState:
 class SequenceModel(nn.Module):
     """Input layer and blocks: (z_t, a_t) -> deter_t."""
 
-    def __init__(self, models: Models, latent: int, action: int) -> None:
+    def __init__(self, models: Models, action: int) -> None:
         super().__init__()
         width = models.Hidden
-        self.input_layer = nn.Sequential(
-            nn.Linear(latent + action, width, bias=False),
-            nn.LayerNorm(width, eps=NORM_EPS),
-            ACTIVATIONS[models.Act](),
+        self.input_layer = LatentNet(
+            action,
+            models,
             nn.Linear(width, width, bias=False),
             nn.LayerNorm(width, eps=NORM_EPS),
         )
@@ -203,28 +224,28 @@ class SequenceModel(nn.Module):
         self.output_tanh = models.WorldModel.OutputTanh
 
     def forward(
-        self, stoch: Tensor, action: Tensor, is_first: Tensor, *, return_states: bool = False
-    ) -> tuple[Tensor, list[BlockState | None]]:
+        self, latent: Tensor, action: Tensor, is_first: Tensor, *, return_states: bool = False
+    ) -> tuple[Tensor, list[BlockStates | None]]:
         """All T steps at once, from zero states.
 
         Args:
-            stoch: (B, T, S*K) latents.
+            latent: (B, T, S*K) as vectors, or (B, T, S) int64 as class indices.
             action: (B, T, A) encoded actions.
             is_first: (B, T) bool.
 
         Returns:
             deter (B, T, D) and, per block, the states after every step (or None).
         """
-        hidden = self.input_layer(torch.cat([stoch, action], dim=-1))
+        hidden = self.input_layer(action, latent)
         states = []
         for block in self.blocks:
             hidden, state = block(hidden, is_first, return_states=return_states)
             states.append(state)
         return self._output(hidden), states
 
-    def step(self, stoch: Tensor, action: Tensor, state: RecurrentState) -> Tensor:
-        """One step: (N, S*K), (N, A) -> deter (N, D); ``state`` moves on in place."""
-        hidden = self.input_layer(torch.cat([stoch, action], dim=-1))
+    def step(self, latent: Tensor, action: Tensor, state: RecurrentState) -> Tensor:
+        """One step: a latent and an action (N, A) -> deter (N, D); ``state`` moves on in place."""
+        hidden = self.input_layer(action, latent)
         for index, block in enumerate(self.blocks):
             previous = state.previous[index]
             state.previous[index] = hidden

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.metadata
 import platform
 import random
@@ -38,7 +40,22 @@ def find_device(name: str) -> torch.device:
                 f"-device {name}: this machine has {count} CUDA devices that torch can use; "
                 "use -device cpu"
             )
+    else:
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory instead of handing it back to the kernel after every tensor.
+
+    A CPU step allocates and frees gigabytes; fresh pages must be zeroed and faulted in each time,
+    which costs about a tenth of the step. Elsewhere than on glibc nothing happens.
+    """
+    mmap_max, trim_threshold, forever = -4, -1, 2**31 - 1  # mallopt(3)
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, forever)
 
 
 def seed_everything(seed: int) -> np.random.Generator:

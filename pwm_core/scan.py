@@ -23,6 +23,7 @@ backend         how                                         depth              e
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -37,12 +38,51 @@ class AttentionOutput(NamedTuple):
     Attributes:
         output: (B, T, V) ``o_t``.
         final_state: (B, K, V) ``S_T``.
-        states: (B, T, K, V) every ``S_t``, or None when not asked for.
+        states: every ``S_t``, or None when not asked for.
     """
 
     output: Tensor
     final_state: Tensor
-    states: Tensor | None
+    states: States | None
+
+
+@dataclass(frozen=True)
+class States:
+    """Every ``S_t`` of a sequence, without writing them out where the backend need not.
+
+    A sequence is cut into n chunks of C steps; the state after step i of a chunk is that at the
+    chunk's start and the updates since, each decayed up to step i::
+
+        S_i = diag(decay_i) start + sum_j keys_ij^T values_j
+
+    Attributes:
+        length: T, of the n * C >= T steps.
+        start: (B, n, K, V).
+        decay: (B, n, C, K).
+        keys: (B, n, C, J, K), or None where the sum is empty.
+        values: (B, n, J, V), likewise.
+    """
+
+    length: int
+    start: Tensor
+    decay: Tensor
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def read(self, query: Tensor) -> Tensor:
+        """``query_t S_t`` for a ``query`` (B, n, C, K): (B, n, C, V)."""
+        output = (query * self.decay) @ self.start
+        if self.keys is not None:
+            scores = (self.keys @ query.unsqueeze(-1)).squeeze(-1)  # (B, n, C, J)
+            output = output + scores @ self.values
+        return output
+
+    def dense(self) -> Tensor:
+        """All states written out: (B, T, K, V)."""
+        states = self.decay.unsqueeze(-1) * self.start.unsqueeze(2)  # (B, n, C, K, V)
+        if self.keys is not None:
+            states = states + torch.einsum("bncjk,bnjv->bnckv", self.keys, self.values)
+        return states.flatten(1, 2)[:, : self.length]
 
 
 # ---------------------------------------------------------------------- generic scans over dim 1
@@ -171,7 +211,10 @@ def linear_attention(
     update = k.unsqueeze(-1) * v.unsqueeze(-2)  # (B, T, K, V)
     states = linear_recurrence(decay.unsqueeze(-1), update, initial_state, backend=backend)
     output = (q.unsqueeze(-2) @ states).squeeze(-2)  # (B, T, V)
-    return AttentionOutput(output, states[:, -1], states if return_states else None)
+    kept = None
+    if return_states:
+        kept = States(q.shape[1], states, torch.ones_like(decay).unsqueeze(2))
+    return AttentionOutput(output, states[:, -1], kept)
 
 
 class _Chunks(NamedTuple):
@@ -231,19 +274,14 @@ def _chunked_attention(
     q, k, v, log_decay = (split(x.contiguous()) for x in (q, k, v, log_decay))
     decays = _chunk_decays(log_decay, None if reset is None else split(reset.long()))
 
-    # o_i = sum_{j<=i} (q_i . k_j exp(G_i - G_j)) v_j  +  (q_i exp(G_i)) S_start
-    scores = torch.einsum("bnik,bnjk,bnijk->bnij", q, k, decays.pair)
+    # o_i = (q_i exp(G_i)) S_start  +  sum_{j<=i} (q_i . k_j exp(G_i - G_j)) v_j
+    keys = decays.pair * k.unsqueeze(2)  # (B, n, C, C, K)
     update = (k * decays.to_end).transpose(-1, -2) @ v  # (B, n, K, V)
     carry = decays.from_start[:, :, -1].unsqueeze(-1)  # (B, n, K, 1)
     starts = [initial_state]
     for n in range(count):
         starts.append(torch.addcmul(update[:, n], carry[:, n], starts[-1]))
     start = torch.stack(starts[:-1], dim=1)  # (B, n, K, V)
-    output = scores @ v + (q * decays.from_start) @ start  # (B, n, C, V)
-
-    states = None
-    if return_states:
-        inside = torch.einsum("bnijk,bnjk,bnjv->bnikv", decays.pair, k, v)
-        states = inside + decays.from_start.unsqueeze(-1) * start.unsqueeze(2)
-        states = states.flatten(1, 2)[:, :length]
-    return AttentionOutput(output.flatten(1, 2)[:, :length], starts[-1], states)
+    states = States(length, start, decays.from_start, keys, v)
+    output = states.read(q).flatten(1, 2)[:, :length]
+    return AttentionOutput(output, starts[-1], states if return_states else None)

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pwm_core.agent import Agent
+from pwm_core.distributions import sample_index
 from pwm_core.world_model import Batch
 
 ROWS = 4
@@ -35,12 +36,10 @@ def log_videos(agent: Agent, batch: Batch) -> dict[str, np.ndarray]:
     if observed is None:
         return {}
     with agent.autocast():
-        stoch = model.sample(model.encode(prepared))
-        reconstructed = model.codec.frames(model.decoder(stoch))
+        reconstructed = model.codec.frames(model.decode(sample_index(model.encode(prepared))))
         trajectory = agent.imagine(rows)
-        starts = len(trajectory.feature) // count
-        last = trajectory.feature.unflatten(0, (count, starts))[:, -1]  # (R, H+1, F)
-        dreamt = model.codec.frames(model.decoder(last[..., model.width :].flatten(0, 1)))
+        last = trajectory.latent.unflatten(0, (count, -1))[:, -1]  # (R, H+1, S)
+        dreamt = model.codec.frames(model.decode(last.flatten(0, 1)))
     return {
         "Video/Observation": _tile(observed, count),
         "Video/Reconstruction": _tile(reconstructed, count),

@@ -18,10 +18,15 @@ from pwm_core.distributions import (
     one_hot,
     sample_index,
     straight_through_sample,
-    unimix_log_probs,
+    unimix_probs,
 )
-from pwm_core.linear_attention import BlockState, SequenceModel
-from pwm_core.networks import NORM_EPS, Codec, GatedUnit, head
+from pwm_core.linear_attention import (
+    BlockStates,
+    ImaginedMemory,
+    RecurrentState,
+    SequenceModel,
+)
+from pwm_core.networks import NORM_EPS, BatchNorm1d, Codec, GatedUnit, head
 
 Metrics = dict[str, Tensor]
 
@@ -48,14 +53,30 @@ class Context(NamedTuple):
     """Where imagination starts: N replayed states.
 
     Attributes:
-        stoch: (N, S*K) the posterior latent ``z_{t+1}``.
+        latent: (N, S) int64, classes of the posterior's ``z_{t+1}``.
         deter: (N, D) ``deter_t``, zeros where step t+1 begins an episode.
-        states: per block, the state after step t, zeros likewise.
+        begins: (N,) bool, where it does; the state after step t then counts as zeros.
+        steps: those steps t of every sequence, N = B * their number.
+        states: per block, the states after every step of the sequences.
     """
 
-    stoch: Tensor
+    latent: Tensor
     deter: Tensor
-    states: list[BlockState]
+    begins: Tensor
+    steps: slice
+    states: list[BlockStates]
+
+    def recurrent_state(self, horizon: int) -> RecurrentState:
+        """The sequence model's state at every start, ready for ``horizon`` imagined steps."""
+        mask = self.begins.unsqueeze(-1)
+        previous = [
+            block.previous[:, self.steps].flatten(0, 1).masked_fill(mask, 0.0)
+            for block in self.states
+        ]
+        memories = [
+            ImaginedMemory(block.memory, self.steps, self.begins, horizon) for block in self.states
+        ]
+        return RecurrentState(previous, memories)
 
 
 class WorldModel(nn.Module):
@@ -77,32 +98,32 @@ class WorldModel(nn.Module):
         self.encoder, self.decoder = codec.encoder, codec.decoder
         self.posterior = nn.Sequential(nn.Linear(codec.features, latent, bias=False))
         if config.PosteriorNorm:
-            self.posterior.append(nn.BatchNorm1d(latent, eps=NORM_EPS))
-        self.sequence = SequenceModel(models, latent, policy.num_actions)
+            self.posterior.append(BatchNorm1d(latent, eps=NORM_EPS))
+        self.sequence = SequenceModel(models, policy.num_actions)
         self.prior = nn.Sequential(
             GatedUnit(width, config.BlockAct),
             nn.Linear(width, latent),
-            nn.BatchNorm1d(latent, eps=NORM_EPS),
+            BatchNorm1d(latent, eps=NORM_EPS),
         )
         self.reward_head = head(width, width, agent.Layers, models.Act, models.NumBin)
         self.done_head = head(width, width, agent.Layers, models.Act, 1)
         self.two_hot = SymlogTwoHot(models.NumBin, models.MaxBin)
 
-    def _log_probs(self, logits: Tensor) -> Tensor:
-        """(N, S*K) logits -> (N, S, K) float32 log-probabilities with the uniform mixed in."""
-        return unimix_log_probs(logits.view(-1, self.stoch, self.classes), self.config.Unimix)
+    def _probs(self, logits: Tensor) -> Tensor:
+        """(N, S*K) logits -> (N, S, K) float32 probabilities with the uniform mixed in."""
+        return unimix_probs(logits.view(-1, self.stoch, self.classes), self.config.Unimix)
 
     def encode(self, prepared: Tensor) -> Tensor:
-        """Prepared observations (N, ...) -> posterior log-probabilities (N, S, K)."""
-        return self._log_probs(self.posterior(self.encoder(prepared)))
+        """Prepared observations (N, ...) -> the posterior's probabilities (N, S, K)."""
+        return self._probs(self.posterior(self.encoder(prepared)))
 
-    def prior_log_probs(self, deter: Tensor) -> Tensor:
-        """``p(z_{t+1} | deter_t)``: (N, D) -> (N, S, K)."""
-        return self._log_probs(self.prior(deter))
+    def predict_latent(self, deter: Tensor) -> Tensor:
+        """The prior ``p(z_{t+1} | deter_t)``: (N, D) -> probabilities (N, S, K)."""
+        return self._probs(self.prior(deter))
 
-    def sample(self, log_probs: Tensor) -> Tensor:
-        """Latents (N, S*K), one-hot, without gradient, from (N, S, K)."""
-        return one_hot(sample_index(log_probs.exp()), self.classes).flatten(1)
+    def decode(self, latent: Tensor) -> Tensor:
+        """Class indices (N, S) int64 -> decoded observations (N, ...)."""
+        return self.decoder(one_hot(latent, self.classes).flatten(1))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The training objective (PaMoRL, equation 7) and its parts."""
@@ -115,13 +136,13 @@ class WorldModel(nn.Module):
             stoch.view(size, length, -1), self.policy.encode(batch.action), batch.is_first
         )
         flat = deter.flatten(0, 1)  # (B*T, D)
-        prior = self.prior_log_probs(flat)
+        prior = self.predict_latent(flat)
         reward_loss = self.two_hot.loss(self.reward_head(flat), batch.reward.flatten()).mean()
         done_logit = self.done_head(flat).squeeze(-1).float()
         done_loss = F.binary_cross_entropy_with_logits(done_logit, batch.done.flatten().float())
         dyn_loss, rep_loss, real_kl = self._kl_losses(
-            post.view(size, length, self.stoch, -1),
-            prior.view(size, length, self.stoch, -1),
+            post.log().view(size, length, self.stoch, -1),
+            prior.log().view(size, length, self.stoch, -1),
             batch.is_first,
         )
         config = self.config
@@ -134,7 +155,7 @@ class WorldModel(nn.Module):
             "dyn_loss": dyn_loss,
             "rep_loss": rep_loss,
             "real_kl": real_kl,
-            "vae_ent": categorical_entropy(post.detach()).sum(-1).mean(),
+            "vae_ent": categorical_entropy(post.detach().log()).sum(-1).mean(),
             "total_loss": total,
         }
         return total, {name: value.detach() for name, value in metrics.items()}
@@ -164,23 +185,15 @@ class WorldModel(nn.Module):
         size, length = batch.is_first.shape
         starts = min(starts, length - 1)
         post = self.encode(self.codec.prepare(batch.obs.flatten(0, 1)))
-        stoch = self.sample(post).view(size, length, -1)
+        latent = sample_index(post).view(size, length, -1)
         action = self.policy.encode(batch.action)
         deter, states = self.sequence(
-            stoch[:, :-1], action[:, :-1], batch.is_first[:, :-1], return_states=True
+            latent[:, :-1], action[:, :-1], batch.is_first[:, :-1], return_states=True
         )
         begins = batch.is_first[:, length - starts :].flatten()  # (N,)
-
-        def last(x: Tensor) -> Tensor:
-            """(B, T-1, ...) -> (N, ...) of the starts, zeros where an episode begins."""
-            x = x[:, length - 1 - starts :].flatten(0, 1)
-            return x.masked_fill(begins.view(-1, *[1] * (x.ndim - 1)), 0.0)
-
-        return Context(
-            stoch[:, length - starts :].flatten(0, 1),
-            last(deter),
-            [BlockState(last(state.memory), last(state.previous)) for state in states],
-        )
+        steps = slice(length - 1 - starts, length - 1)
+        deter = deter[:, steps].flatten(0, 1).masked_fill(begins.unsqueeze(-1), 0.0)
+        return Context(latent[:, length - starts :].flatten(0, 1), deter, begins, steps, states)
 
     def predict(self, deter: Tensor) -> tuple[Tensor, Tensor]:
         """(..., D) -> expected reward (...) float32 and whether the episode goes on (...) bool."""
