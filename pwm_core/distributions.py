@@ -64,7 +64,8 @@ class SymlogTwoHot:
 
     def decode(self, logits: Tensor) -> Tensor:
         """``logits`` (..., C) -> the expected value (...) float32."""
-        return symexp(logits.float().softmax(-1) @ self.bins(logits.device))
+        with torch.autocast(logits.device.type, enabled=False):  # values keep their float32
+            return symexp(logits.float().softmax(-1) @ self.bins(logits.device))
 
 
 def unimix_probs(logits: Tensor, unimix: float) -> Tensor:
@@ -92,6 +93,11 @@ def straight_through_sample(probs: Tensor) -> Tensor:
     """A one-hot sample (..., K) whose gradient is that of the probabilities."""
     sample = one_hot(sample_index(probs.detach()), probs.shape[-1], probs.dtype)
     return sample + (probs - probs.detach())
+
+
+def log_probs(probs: Tensor) -> Tensor:
+    """``log(probs)``, finite where a probability underflowed (possible without unimix)."""
+    return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
 
 
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,33 +59,45 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            entries = dict(line.split(":", 1) for line in lines)
-        return int(entries["MemAvailable"].split()[0]) * 1024
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        entries = dict(line.split(":", 1) for line in lines)
+        free = int(entries["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # not Linux
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(free, _container_bytes())
 
 
-def _place(storage: str, needed: int, device: torch.device) -> torch.device | None:
-    """Where to allocate: a device, or None for the disk.
+def _container_bytes() -> int:
+    """What a container's own limit (cgroup v2) leaves; huge where there is none."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = (group / "memory.current").read_text(encoding="ascii")
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # no such file, or "max"
+        return sys.maxsize
+
+
+def _refuse_what_does_not_fit(needed: int, free: int, place: str) -> None:
+    if needed > free:
+        raise UserError(
+            f"the replay needs {needed / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free on "
+            f"{place}: lower JointTrainAgent.BufferMaxLength or choose another "
+            "JointTrainAgent.BufferStorage (device, memory or disk)"
+        )
+
+
+def _place(storage: str, needed: int, device: torch.device) -> torch.device:
+    """The device to allocate on.
 
     Raises:
         UserError: it does not fit where the config wants it.
     """
-    host = torch.device("cpu")
-    if storage == "disk":
-        return None
     if storage == "auto":
         fits = needed < (1 - HEADROOM) * _free_bytes(device)
         storage = "device" if fits else "memory"
-    target = device if storage == "device" else host
-    free = _free_bytes(target)
-    if needed > free:
-        raise UserError(
-            f"the replay needs {needed / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free on "
-            f"{target}: lower JointTrainAgent.BufferMaxLength or set "
-            "JointTrainAgent.BufferStorage=disk"
-        )
+    target = device if storage == "device" else torch.device("cpu")
+    _refuse_what_does_not_fit(needed, _free_bytes(target), str(target))
     return target
 
 
@@ -113,14 +128,19 @@ class ReplayBuffer:
     ) -> None:
         self.num_envs, self.length = num_envs, capacity // num_envs
         self.device = device
-        place = _place(storage, spec.nbytes(num_envs * self.length), device)
-        self._data: dict[str, Tensor] = {}
-        for name, field in spec.fields().items():
-            shape = (num_envs, self.length, *field.shape)
-            if place is None:
-                self._data[name] = self._on_disk(directory, name, shape, field.dtype)
-            else:
-                self._data[name] = torch.zeros(shape, dtype=field.dtype, device=place)
+        needed = spec.nbytes(num_envs * self.length)
+        shapes = {
+            name: ((num_envs, self.length, *field.shape), field.dtype)
+            for name, field in spec.fields().items()
+        }
+        if storage == "disk":
+            self._data = self._on_disk(directory, shapes, needed)
+        else:
+            place = _place(storage, needed, device)
+            self._data = {
+                name: torch.zeros(shape, dtype=dtype, device=place)
+                for name, (shape, dtype) in shapes.items()
+            }
         self.place = self._data["obs"].device
         self.head, self.size = 0, 0
         # The same two on the device, so that sampling needs no host round trip.
@@ -129,17 +149,22 @@ class ReplayBuffer:
 
     @staticmethod
     def _on_disk(
-        directory: Path | None, name: str, shape: tuple[int, ...], dtype: torch.dtype
-    ) -> Tensor:
+        directory: Path | None,
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]],
+        needed: int,
+    ) -> dict[str, Tensor]:
+        """Memory-mapped files, one per field."""
         if directory is None:
             raise ValueError("storage 'disk' needs a directory")
         directory.mkdir(parents=True, exist_ok=True)
-        count = int(np.prod(shape))
-        try:
-            path = str(directory / f"{name}.bin")
-            return torch.from_file(path, shared=True, size=count, dtype=dtype).view(shape)
-        except RuntimeError as error:
-            raise UserError(f"the replay cannot be laid out in {directory}: {error}") from None
+        # The files are sparse: without this check a full disk would show only as a bus error.
+        _refuse_what_does_not_fit(needed, shutil.disk_usage(directory).free, str(directory))
+        return {
+            name: torch.from_file(
+                str(directory / f"{name}.bin"), shared=True, size=math.prod(shape), dtype=dtype
+            ).view(shape)
+            for name, (shape, dtype) in shapes.items()
+        }
 
     def __len__(self) -> int:
         """Transitions held, over all environments."""

@@ -234,7 +234,8 @@ class _Chunks(NamedTuple):
 def _chunk_decays(log_decay: Tensor, reset: Tensor | None) -> _Chunks:
     """``log_decay`` (B, n, C, K) and ``reset`` (B, n, C) -> the decays inside each chunk."""
     length = log_decay.shape[2]
-    total = log_decay.cumsum(dim=2)  # G, (B, n, C, K)
+    # Differences of G must stay precise after a step that forgets all: e^-30 is nothing already.
+    total = log_decay.clamp_min(-30.0).cumsum(dim=2)  # G, (B, n, C, K)
     causal = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).tril()
     from_start, to_end = total.exp(), (total[:, :, -1:] - total).exp()
     if reset is None:

@@ -15,6 +15,7 @@ from pwm_core.distributions import (
     categorical_entropy,
     categorical_kl,
     free_bits,
+    log_probs,
     one_hot,
     sample_index,
     straight_through_sample,
@@ -141,8 +142,8 @@ class WorldModel(nn.Module):
         done_logit = self.done_head(flat).squeeze(-1).float()
         done_loss = F.binary_cross_entropy_with_logits(done_logit, batch.done.flatten().float())
         dyn_loss, rep_loss, real_kl = self._kl_losses(
-            post.log().view(size, length, self.stoch, -1),
-            prior.log().view(size, length, self.stoch, -1),
+            log_probs(post).view(size, length, self.stoch, -1),
+            log_probs(prior).view(size, length, self.stoch, -1),
             batch.is_first,
         )
         config = self.config
@@ -155,7 +156,7 @@ class WorldModel(nn.Module):
             "dyn_loss": dyn_loss,
             "rep_loss": rep_loss,
             "real_kl": real_kl,
-            "vae_ent": categorical_entropy(post.detach().log()).sum(-1).mean(),
+            "vae_ent": categorical_entropy(log_probs(post.detach())).sum(-1).mean(),
             "total_loss": total,
         }
         return total, {name: value.detach() for name, value in metrics.items()}
