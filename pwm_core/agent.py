@@ -13,6 +13,7 @@ from pwm_core.config import Config
 from pwm_core.distributions import sample_index
 from pwm_core.imagination import Trajectory, imagine
 from pwm_core.linear_attention import RecurrentState
+from pwm_core.runtime import has_bfloat16
 from pwm_core.world_model import Batch, Metrics, WorldModel
 
 
@@ -50,10 +51,10 @@ class Agent:
         model, agent = config.Models.WorldModel, config.Models.Agent
         self.model_optimizer = _adamw(world_model, model.LR, model.Eps, model.WeightDecay)
         self.agent_optimizer = _adamw(actor_critic, agent.LR, agent.Eps, agent.WeightDecay)
-        self._amp = config.BasicSettings.UseAmp
+        self._amp = config.BasicSettings.UseAmp and has_bfloat16(device)
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 in the networks where ``UseAmp`` says so."""
+        """bfloat16 in the networks where ``UseAmp`` says so and the device computes in it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._amp)
 
     # --------------------------------------------------------------------------------- training

@@ -44,23 +44,24 @@ class RunFolder:
         self.path = RUNS / name
 
     @classmethod
-    def create(cls, name: str, config: Config, metadata: dict[str, Any]) -> RunFolder:
-        """Begin a new run.
+    def new(cls, name: str) -> RunFolder:
+        """A run to be; nothing is written before :meth:`begin`.
 
         Raises:
             UserError: there is one of that name already.
         """
         folder = cls(name)
-        try:
-            folder.path.mkdir(parents=True)
-        except FileExistsError:
+        if folder._config.exists():
             raise UserError(
                 f"a run named {name} exists already in {folder.path}: choose another -n, "
                 "or move that folder away"
-            ) from None
-        write_text(folder.path / "config.yaml", dump_config(config))
-        write_text(folder.path / "run.json", json.dumps(metadata, indent=2) + "\n")
+            )
         return folder
+
+    def begin(self, config: Config, metadata: dict[str, Any]) -> None:
+        """Write the resolved config and what the run stands on."""
+        write_text(self.path / "run.json", json.dumps(metadata, indent=2) + "\n")
+        write_text(self._config, dump_config(config))
 
     @classmethod
     def open(cls, name: str) -> RunFolder:
@@ -70,7 +71,7 @@ class RunFolder:
             UserError: there is none of that name.
         """
         folder = cls(name)
-        if not (folder.path / "config.yaml").is_file():
+        if not folder._config.is_file():
             known = sorted(p.parent.name for p in RUNS.glob("*/config.yaml"))
             hint = closest(name, known) or (f"; runs: {', '.join(known[:8])}" if known else "")
             raise UserError(f"there is no run named {name} in {RUNS}{hint}")
@@ -78,7 +79,7 @@ class RunFolder:
 
     def config(self) -> Config:
         """The resolved config the run was started with."""
-        return load_config(self.path / "config.yaml")
+        return load_config(self._config)
 
     def metadata(self) -> dict[str, Any]:
         """What ``run.json`` holds."""
@@ -86,6 +87,10 @@ class RunFolder:
             return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise UserError(f"{self.path / 'run.json'} is missing or damaged") from None
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
 
     @property
     def metrics(self) -> Path:

@@ -93,6 +93,7 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
     )
     domain.check_task(config, task)
     device = find_device(arguments.device)
+    folder = RunFolder.new(arguments.name)
     settings, seed = config.JointTrainAgent, config.BasicSettings.Seed
 
     rng = seed_everything(seed)
@@ -108,7 +109,6 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
         "commit": git_commit(),
         "hardware": hardware(device),
     }
-    folder = RunFolder.create(arguments.name, config, about)
     replay = ReplayBuffer(
         domain.transition(config, env),
         settings.NumEnvs,
@@ -117,6 +117,7 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
         storage=settings.BufferStorage,
         directory=folder.path / "replay",
     )
+    folder.begin(config, about)
     print(f"training {task} on {device}, seed {seed}; everything of this run is in {folder.path}")
     sinks = _sinks(loggers, folder, domain, {**about, "config": config.model_dump(mode="json")})
     tracker = Tracker(folder.metrics, folder.videos, sinks)
@@ -128,16 +129,31 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
     print(f"done: {folder.steps()[-1]} steps; checkpoints are in {folder.path / 'checkpoints'}")
 
 
+def _trained_with(config: Config) -> dict[str, Any]:
+    """What the weights of a run depend on."""
+    basic = config.BasicSettings
+    return {"Models": config.Models, "ObsType": basic.ObsType, "ObsShape": basic.ObsShape}
+
+
 def _evaluation_config(arguments: argparse.Namespace, folder: RunFolder, domain: Domain) -> Config:
-    """The run's own config with the flags' overrides; says so where ``-config_path`` differs."""
-    own = folder.path / "config.yaml"
-    config = load_config(own, overrides=_overrides(arguments, domain))
+    """The run's own config with the flags' overrides; says so where ``-config_path`` differs.
+
+    Raises:
+        UserError: the overrides contradict what the run was trained with.
+    """
+    own = folder.config()
+    config = load_config(folder.path / "config.yaml", overrides=_overrides(arguments, domain))
+    for key, value in _trained_with(own).items():
+        if _trained_with(config)[key] != value:
+            given = "" if key == "Models" else f" {_trained_with(config)[key]}; it was {value}"
+            raise UserError(f"run {folder.name} was not trained with this {key}{given}")
     if arguments.config_path is not None:
         given = load_config(find_config(arguments.config_path), defaults=domain.defaults)
-        if given.Models != config.Models or given.BasicSettings.ObsType != (
-            config.BasicSettings.ObsType
-        ):
-            print(f"note: {arguments.config_path} differs from the run's own {own}, which is used")
+        if given.Models != own.Models:
+            print(
+                f"note: the Models of {arguments.config_path} differ from the run's own in "
+                f"{folder.path / 'config.yaml'}, which are used"
+            )
     return config
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pwm_core.agent import Agent
 from pwm_core.config import REPOSITORY
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
 from pwm_core.files import write_text
+from pwm_core.tracking import progress_bar
 
 RESULTS = REPOSITORY / "eval_result"
 
@@ -58,7 +58,7 @@ def evaluate(
     returns: list[list[float]] = [[] for _ in wanted]
     state = agent.initial_state(env.num_envs)
     obs, is_first = env.reset(), np.ones(env.num_envs, bool)
-    with tqdm(total=episodes, unit="episode", dynamic_ncols=True) as bar:
+    with progress_bar(episodes, "episode") as bar:
         while any(len(r) < n for r, n in zip(returns, wanted, strict=True)):
             if on_frames is not None:
                 on_frames(obs)
@@ -124,7 +124,7 @@ class ScoreFile:
     def add(self, step: int, frames: int, returns: list[float]) -> None:
         """Write the row of ``step``, in place of an earlier one of the same step."""
         values = [float(np.mean(returns)), float(np.std(returns)), *returns]
-        self._rows[step] = [str(step), str(frames), *(f"{value:.6g}" for value in values)]
+        self._rows[step] = [str(step), str(frames), *(f"{value:.10g}" for value in values)]
         lines = [self._header, *(self._rows[key] for key in sorted(self._rows))]
         write_text(self.csv, "".join(",".join(line) + "\n" for line in lines))
         write_text(self.json, json.dumps(self._about, indent=2) + "\n")

@@ -58,6 +58,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, forever)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16 itself; emulated, it would only be slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def seed_everything(seed: int) -> np.random.Generator:
     """Seed torch (all devices), Python and NumPy; returns a generator for our own draws."""
     random.seed(seed)

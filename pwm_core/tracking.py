@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import netrc
 import os
+import sys
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
@@ -12,6 +13,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pwm_core.errors import UserError
 
@@ -198,6 +200,12 @@ class Tracker:
         self.flush()
         for sink in self._sinks:
             sink.close()
+
+
+def progress_bar(total: int, unit: str) -> tqdm:
+    """A bar with speed and time left; in a log file a line every ten seconds is enough."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, unit=unit, smoothing=0.05, mininterval=interval, dynamic_ncols=True)
 
 
 class MeanMetrics:

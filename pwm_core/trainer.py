@@ -13,7 +13,7 @@ from pwm_core.checkpoint import RunFolder
 from pwm_core.config import Config
 from pwm_core.envs import VectorEnv
 from pwm_core.replay_buffer import ReplayBuffer
-from pwm_core.tracking import MeanMetrics, Tracker
+from pwm_core.tracking import MeanMetrics, Tracker, progress_bar
 from pwm_core.video import log_videos
 
 
@@ -51,7 +51,7 @@ class Trainer:
         total = self.settings.SampleMaxSteps
         obs = self.env.reset()
         is_first = np.ones(self.env.num_envs, bool)
-        with tqdm(total=total, unit="step", smoothing=0.05, dynamic_ncols=True) as bar:
+        with progress_bar(total, "step") as bar:
             while self.step < total:
                 obs, is_first = self._step(obs, is_first, bar)
                 bar.update(self.env.num_envs)
@@ -62,8 +62,8 @@ class Trainer:
         self, obs: np.ndarray, is_first: np.ndarray, bar: tqdm
     ) -> tuple[np.ndarray, np.ndarray]:
         """One agent step in every environment and the updates that are due after it."""
-        warm = self.step >= self.settings.BufferWarmUp
-        if warm:
+        learning = self.step >= self.settings.BufferWarmUp
+        if learning:
             action = self.agent.act(obs, is_first, self.acting)
         else:
             action = self.env.random_actions(self.rng)
@@ -81,7 +81,7 @@ class Trainer:
                 },
             )
             bar.set_postfix_str(f"return {episode.episode_return:g}", refresh=False)
-        if warm:
+        if learning:
             self._train()
             self._log()
         if self._crossed(self.settings.SaveEverySteps):

@@ -1,0 +1,82 @@
+"""The whole system learns: slow, real training loops on small tasks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pwm_core.actor_critic import ActorCritic
+from pwm_core.agent import Agent
+from pwm_core.checkpoint import RunFolder
+from pwm_core.config import load_config
+from pwm_core.distributions import CategoricalPolicy
+from pwm_core.evaluation import evaluate
+from pwm_core.networks import ImageCodec
+from pwm_core.replay_buffer import Field, ReplayBuffer, TransitionSpec
+from pwm_core.runtime import find_device, seed_everything
+from pwm_core.tracking import Tracker
+from pwm_core.trainer import Trainer
+from pwm_core.world_model import WorldModel
+from tests.catch import Catch
+
+CATCH = [
+    "JointTrainAgent.SampleMaxSteps=2600",
+    "JointTrainAgent.TrainModelEverySteps=1",
+    "JointTrainAgent.TrainAgentEverySteps=1",
+    "JointTrainAgent.LogEverySteps=100",
+    "JointTrainAgent.VideoLogStep=100000",
+    "Models.Gamma=0.95",
+    "Models.GammaPerFrame=false",
+    "Models.WorldModel.LR=1e-3",
+    "Models.Agent.LR=3e-4",
+]
+
+
+def train_catch(seed: int, folder: Path) -> tuple[float, float]:
+    """Train on Catch and evaluate 100 episodes: (share caught before, share caught after)."""
+    torch.set_num_threads(1)  # the two seeds run side by side, a core each
+    device = find_device("cpu")
+    config = load_config(
+        "config_files/atari_tiny.yaml", defaults="config_files/atari.yaml", overrides=CATCH
+    )
+    settings = config.JointTrainAgent
+    rng = seed_everything(seed)
+    env, policy = Catch(settings.NumEnvs, seed), CategoricalPolicy(3)
+    shape = env.observation_space.shape
+    world_model = WorldModel(config.Models, ImageCodec(config.Models, shape), policy)
+    agent = Agent(config, world_model, ActorCritic(config.Models, policy), device)
+    spec = TransitionSpec(Field(shape, torch.uint8), Field((), torch.int64))
+    replay = ReplayBuffer(spec, settings.NumEnvs, settings.BufferMaxLength, device)
+    run = RunFolder("catch")
+    run.path = folder
+    tracker = Tracker(run.metrics, run.videos, [])
+
+    def caught() -> float:
+        return float(np.mean(np.array(evaluate(agent, Catch(10, seed + 1000), 100)) > 0))
+
+    before = caught()
+    Trainer(config, "catch", env, agent, replay, tracker, run, rng).run()
+    tracker.close()
+    return before, caught()
+
+
+@pytest.mark.slow
+def test_catch_is_learnt_from_pixels(tmp_path: Path) -> None:
+    """From random play to at least 80 % of the balls caught, for two seeds, within 8 minutes."""
+    seeds = (1, 2)
+    began = time.monotonic()
+    folders = [tmp_path / str(seed) for seed in seeds]
+    for folder in folders:
+        folder.mkdir()
+    with multiprocessing.get_context("spawn").Pool(len(seeds)) as pool:
+        results = pool.starmap(train_catch, zip(seeds, folders, strict=True))
+    minutes = (time.monotonic() - began) / 60
+    print(f"caught before and after, per seed: {results}; {minutes:.1f} minutes")
+    assert all(before < 0.4 for before, _ in results)
+    assert all(after >= 0.8 for _, after in results)
+    assert minutes < 8
