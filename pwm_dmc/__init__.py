@@ -1,0 +1,1 @@
+"""The DeepMind Control domain: environments, world model, actor-critic, training, evaluation."""

@@ -1,0 +1,610 @@
+"""The DeepMind Control environments, against dm_control itself.
+
+Anything about rendering or exit runs in a process of its own: dm_control decides on a renderer
+once per process, and this one imports it without any.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pwm_core.config import Config, load_config
+from pwm_core.envs import VectorEnv, env_seeds
+from pwm_core.errors import UserError
+from pwm_dmc import envs
+from pwm_dmc.envs import DMCEnv
+
+with pytest.MonkeyPatch.context() as _patch:
+    _patch.setenv("MUJOCO_GL", "disabled")
+    from dm_control import suite
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Those of the published results: two are not in suite.BENCHMARKING, one has another name there.
+PUBLISHED_TASKS = (
+    *("cartpole_balance", "cartpole_balance_sparse", "cartpole_swingup", "cup_catch"),
+    *("finger_spin", "pendulum_swingup", "reacher_easy", "reacher_hard"),
+    *("cartpole_swingup_sparse", "cheetah_run", "finger_turn_easy", "finger_turn_hard"),
+    *("hopper_hop", "hopper_stand", "quadruped_run", "quadruped_walk"),
+)
+BENCHMARK_TASKS = tuple(f"{domain}_{task}" for domain, task in suite.BENCHMARKING)
+
+
+class Reference:
+    """dm_control stepped by hand: action repeat, sum of rewards, a reset when an episode ends."""
+
+    def __init__(self, domain: str, task: str, seed: int, frame_skip: int) -> None:
+        self.env = suite.load(domain, task, task_kwargs={"random": seed})
+        self.frame_skip = frame_skip
+        self.obs = self._flat(self.env.reset())
+
+    @staticmethod
+    def _flat(timestep) -> np.ndarray:
+        values = [np.ravel(value) for value in timestep.observation.values()]
+        return np.concatenate(values).astype(np.float32)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        total, repeats = 0.0, 0
+        timestep = None
+        while repeats < self.frame_skip and not (timestep and timestep.last()):
+            timestep = self.env.step(action)
+            total += timestep.reward
+            repeats += 1
+        last = timestep.last()
+        self.obs = self._flat(self.env.reset() if last else timestep)
+        return self.obs, total, last
+
+
+@pytest.fixture
+def make() -> Iterator:
+    """``DMCEnv`` with the usual arguments; closes what it made."""
+    made: list[VectorEnv] = []
+
+    def _make(task: str, num_envs: int = 1, seed: int = 0, **overrides) -> VectorEnv:
+        arguments = {"obs_type": "proprio", "frame_skip": 2} | overrides
+        made.append(DMCEnv(task, num_envs, seed, **arguments))
+        return made[-1]
+
+    yield _make
+    for env in made:
+        env.close()
+
+
+def run_script(body: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
+    """Run ``body`` in a fresh interpreter, as a user's script would run."""
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+    }
+    environment |= {"PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run(
+        [sys.executable, "-O", "-c", body],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@functools.cache
+def works(renderer: str) -> bool:
+    return not envs._try_renderer(renderer)
+
+
+def need(renderer: str | None = None) -> str:
+    """Skip the test unless ``renderer`` (or, by default, any) works here; returns its name."""
+    names = ("egl", "osmesa") if renderer is None else (renderer,)
+    for name in names:
+        if works(name):
+            return name
+    pytest.skip(f"no renderer on this machine: {' or '.join(names)}")
+
+
+@pytest.mark.parametrize("frame_skip", [2, 3])
+@pytest.mark.parametrize(("domain", "task"), [("walker", "run"), ("reacher", "easy")])
+def test_three_episodes_equal_dm_control(make, domain, task, frame_skip):
+    """Observations in dm_control's order, summed rewards, repeats in every episode, no more than
+    the episode has left (1000 is no multiple of 3), and a new start in the same step."""
+    env = make(f"{domain}_{task}", seed=7, frame_skip=frame_skip)
+    reference = Reference(domain, task, int(env_seeds(7, 1)[0]), frame_skip)
+    np.testing.assert_array_equal(env.reset()[0], reference.obs)
+    rng = np.random.default_rng(0)
+    episodes = 0
+    for _ in range(2 * -(-1000 // frame_skip) + 10):
+        action = env.random_actions(rng)
+        step = env.step(action)
+        obs, reward, last = reference.step(action[0])
+        np.testing.assert_array_equal(step.obs[0], obs)
+        assert step.reward[0] == np.float32(reward)
+        assert step.is_first[0] == last
+        episodes += last
+    assert episodes == 2
+    assert step.obs.dtype == env.observation_space.dtype == np.float32
+    assert step.obs.shape[1:] == env.observation_space.shape
+    assert step.reward.dtype == np.float32
+    assert step.done.dtype == step.is_first.dtype == bool
+
+
+def test_an_episode_has_500_transitions_none_terminal(make):
+    env = make("cartpole_balance")
+    env.reset()
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        rewards = []
+        for t in range(500):
+            step = env.step(env.random_actions(rng))
+            rewards.append(step.reward[0])
+            assert not step.done[0]
+            assert step.is_first[0] == (t == 499)
+            assert len(step.finished) == (t == 499)
+        assert rewards[-1] > 0  # nothing dead at the end
+        assert step.finished[0].env == 0
+        assert step.finished[0].length == 500
+        assert step.finished[0].episode_return == pytest.approx(np.sum(rewards, dtype=np.float64))
+
+
+def test_reset_forgets_the_episode_it_breaks_off(make):
+    env = make("cartpole_balance", frame_skip=100)
+    env.reset()
+    for _ in range(4):
+        env.step(np.zeros((1, 1), np.float32))
+    env.reset()
+    finished = [env.step(np.zeros((1, 1), np.float32)).finished for _ in range(10)]
+    assert [len(entry) for entry in finished] == [0] * 9 + [1]
+    assert finished[-1][0].length == 10
+
+
+@pytest.mark.parametrize("task", sorted({*BENCHMARK_TASKS, *PUBLISHED_TASKS}))
+def test_every_task_constructs_and_steps(make, task):
+    env = make(task)
+    obs = env.reset()
+    assert obs.shape == (1, *env.observation_space.shape)
+    assert env.frame_skip == 2
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        step = env.step(env.random_actions(rng))
+        assert np.isfinite(step.obs).all()
+        assert np.isfinite(step.reward).all()
+        assert step.obs.shape == obs.shape
+
+
+def test_there_are_28_benchmark_tasks():
+    assert len(BENCHMARK_TASKS) == 28
+    assert len(set(PUBLISHED_TASKS)) == 16
+
+
+def test_the_action_space_has_the_true_bounds(make):
+    spec = suite.load("quadruped", "walk").action_spec()
+    env = make("quadruped_walk")
+    np.testing.assert_array_equal(env.action_space.low, spec.minimum.astype(np.float32))
+    np.testing.assert_array_equal(env.action_space.high, spec.maximum.astype(np.float32))
+    assert env.action_space.dtype == np.float32
+    assert env.action_space.high.max() > 1  # not the -1 to 1 of most tasks
+
+
+def test_actions_are_clipped_to_the_bounds(make):
+    env = make("quadruped_walk")
+    env.reset()
+    physics = env._groups[0]._group._envs[0]._env.physics
+    for value, bound in ((5, env.action_space.high), (-5, env.action_space.low)):
+        env.step(np.full((1, 12), value, np.float32))
+        np.testing.assert_array_equal(physics.control(), bound)
+
+
+@pytest.mark.parametrize("action", [np.nan, np.inf])
+def test_an_action_that_is_no_number_is_refused(make, action):
+    env = make("cartpole_balance")
+    env.reset()
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        env.step(np.full((1, 1), action, np.float32))
+
+
+def test_an_action_of_the_wrong_shape_is_refused(make):
+    env = make("cartpole_balance")
+    env.reset()
+    with pytest.raises(ValueError, match=r"\(1, 2\), not \(1, 1\)"):
+        env.step(np.zeros((1, 2), np.float32))
+
+
+def rollout(env: VectorEnv, steps: int) -> np.ndarray:
+    """Observations and rewards (steps + 1, N, D + 1) under fixed actions."""
+    rng = np.random.default_rng(0)
+    obs = env.reset()
+    rows = [np.concatenate([obs, np.zeros((env.num_envs, 1))], 1)]
+    for _ in range(steps):
+        step = env.step(env.random_actions(rng))
+        rows.append(np.concatenate([step.obs, step.reward[:, None]], 1))
+    return np.stack(rows)
+
+
+def test_the_same_seed_repeats_and_another_differs(make):
+    first = rollout(make("reacher_easy", seed=3, frame_skip=100), 25)
+    again = rollout(make("reacher_easy", seed=3, frame_skip=100), 25)
+    other = rollout(make("reacher_easy", seed=4, frame_skip=100), 25)
+    np.testing.assert_array_equal(first, again)
+    assert not np.isclose(first[0], other[0]).all()
+
+
+def test_episodes_of_one_environment_differ(make):
+    env = make("reacher_easy", frame_skip=500)
+    starts = [env.reset(), env.reset()]  # by reset, then by reaching the end
+    for _ in range(4):
+        step = env.step(np.zeros((1, 2), np.float32))
+        if step.is_first[0]:
+            starts.append(step.obs)
+    assert len({start.tobytes() for start in starts}) == len(starts) == 4
+
+
+@pytest.mark.parametrize(("num_envs", "workers"), [(2, None), (3, 2), (3, 1), (1, 1), (2, 5)])
+def test_workers_give_what_single_environments_give(make, num_envs, workers):
+    """Each environment has its own seed, in order, however they are spread over processes."""
+    env = make("reacher_easy", num_envs, seed=5, frame_skip=100, workers=workers)
+    references = [Reference("reacher", "easy", int(s), 100) for s in env_seeds(5, num_envs)]
+    np.testing.assert_array_equal(env.reset(), np.stack([r.obs for r in references]))
+    assert len({r.obs.tobytes() for r in references}) == num_envs
+    rng = np.random.default_rng(0)
+    for t in range(1, 23):
+        actions = env.random_actions(rng)
+        env.send(actions)
+        step = env.recv()
+        expected = [r.step(a) for r, a in zip(references, actions, strict=True)]
+        obs, reward, last = (np.array(column) for column in zip(*expected, strict=True))
+        np.testing.assert_array_equal(step.obs, obs)
+        np.testing.assert_array_equal(step.reward, reward.astype(np.float32))
+        np.testing.assert_array_equal(step.is_first, last)
+        assert [entry.env for entry in step.finished] == (list(range(num_envs)) * (t % 10 == 0))
+
+
+def test_processes_are_as_many_as_asked_and_gone_after_close(make):
+    env = make("pendulum_swingup", 3, workers=2)
+    workers = [group.process for group in env._groups]
+    assert len(workers) == 2
+    env.close()
+    env.close()
+    assert [worker.poll() for worker in workers] == [0, 0]
+    assert len(make("pendulum_swingup", 2, workers=5)._groups) == 2
+    assert len(make("pendulum_swingup", 3)._groups) == min(3, len(os.sched_getaffinity(0)))
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """Ends a test that hangs."""
+
+    def ring(*_) -> None:
+        raise TimeoutError("hangs")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_worker_that_dies_is_an_error_and_no_hang(make):
+    env = make("pendulum_swingup", 2, workers=2)
+    env.reset()
+    env.step(np.zeros((2, 1), np.float32))
+    workers = [group.process for group in env._groups]
+    workers[1].kill()
+    started = time.monotonic()
+    with pytest.raises(UserError, match="environments has died: killed by SIGKILL") as raised:
+        env.step(np.zeros((2, 1), np.float32))
+    assert "\n" not in str(raised.value)
+    env.close()
+    assert workers[0].poll() == 0
+    assert time.monotonic() - started < 5
+
+
+def test_an_exception_in_a_worker_is_raised_with_its_traceback(make):
+    env = make("pendulum_swingup", 1, workers=1)
+    env._groups[0].send("step", None)  # before the first reset, and no actions
+    with pytest.raises(RuntimeError, match=r"Traceback[\s\S]*TypeError") as raised:
+        env.recv()
+    assert not isinstance(raised.value, UserError)
+
+
+def test_a_simulation_that_diverges_begins_the_next_episode(make, caplog):
+    env = make("hopper_hop")
+    env.reset()
+    env.step(np.zeros((1, 4), np.float32))
+    env._groups[0]._group._envs[0]._env.physics.data.qvel[:] = 1e20
+    step = env.step(np.zeros((1, 4), np.float32))
+    assert step.is_first[0]
+    assert not step.done[0]
+    assert step.finished[0].length == 2
+    assert np.isfinite(step.obs).all()
+    assert np.isfinite(step.reward).all()
+    assert "hopper_hop: the simulation diverged" in caplog.text
+    assert not env.step(np.zeros((1, 4), np.float32)).is_first[0]
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+@pytest.mark.parametrize(
+    ("task", "hint"),
+    [
+        ("walker_wlak", "did you mean 'walker_walk'"),
+        ("cup_cach", "'cup_catch'"),
+        ("Pong", "a name is domain_task, such as walker_walk"),
+        ("lqr_lqr_2_1", "no time limit"),
+    ],
+)
+def test_an_unknown_task_is_one_clear_line(make, task, hint, num_envs):
+    with pytest.raises(UserError) as raised:
+        make(task, num_envs)
+    message = str(raised.value)
+    assert task in message
+    assert hint in message
+    assert "\n" not in message
+
+
+def test_a_wrong_observation_type_is_one_clear_line(make):
+    with pytest.raises(UserError) as raised:
+        make("walker_walk", obs_type="visul")
+    assert "'visul'" in str(raised.value)
+    assert "did you mean 'visual'" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("wrong", [{"num_envs": 0}, {"frame_skip": 0}, {"workers": 0}])
+def test_numbers_must_be_positive(make, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        make("walker_walk", **wrong)
+
+
+def dmc_config(**basic: object) -> Config:
+    overrides = [f"BasicSettings.{key}={value}" for key, value in basic.items()]
+    return load_config("config_files/dmc.yaml", overrides=overrides)
+
+
+def test_make_env_follows_the_config():
+    env = envs.make_env(dmc_config(FrameSkip=4), "walker_walk", 1, 3)
+    assert env.frame_skip == 4
+    np.testing.assert_array_equal(
+        env.reset()[0], Reference("walker", "walk", int(env_seeds(3, 1)[0]), 4).obs
+    )
+    assert envs.describe_protocol(dmc_config(FrameSkip=4)) == {
+        "name": "suite",
+        "frame_skip": 4,
+        "obs_type": "proprio",
+    }
+
+
+def test_make_env_makes_frames_of_the_configs_size(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", need())
+    config = dmc_config(ObsType="visual", ObsShape=[32, 32, 3])
+    env = envs.make_env(config, "walker_walk", 1, 0)
+    assert env.reset().shape == (1, *env.observation_space.shape) == (1, 32, 32, 3)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("basic", "task", "message"),
+    [
+        ({}, "walker_wlak", "did you mean 'walker_walk'"),
+        ({"Protocol": "pamorl"}, "walker_walk", "BasicSettings.Protocol = 'pamorl'"),
+        ({"ObsType": "visual", "ObsShape": [64, 32, 3]}, "walker_walk", "BasicSettings.ObsShape"),
+        ({"ObsType": "visual", "ObsShape": [64, 64, 1]}, "walker_walk", "BasicSettings.ObsShape"),
+    ],
+)
+def test_check_task_refuses_in_one_line(basic, task, message):
+    envs.check_task(dmc_config(), "cup_catch")
+    with pytest.raises(UserError) as raised:
+        envs.check_task(dmc_config(**basic), task)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_check_obs_type():
+    for valid in (None, "proprio", "visual"):
+        envs.check_obs_type(valid)
+    with pytest.raises(UserError, match="must be proprio or visual"):
+        envs.check_obs_type("pixels")
+
+
+# Frames of dm_control itself: the first, then one after each of the actions.
+REFERENCE_FRAMES = """
+import sys
+import numpy as np
+from dm_control import suite
+domain, task, seed, camera, frame_skip, source, target = sys.argv[1:]
+env = suite.load(domain, task, task_kwargs={"random": int(seed)})
+env.reset()
+frames = [env.physics.render(64, 64, camera_id=int(camera))]
+for action in np.load(source):
+    for _ in range(int(frame_skip)):
+        if env.step(action).last():
+            env.reset()
+            break
+    frames.append(env.physics.render(64, 64, camera_id=int(camera)))
+np.save(target, frames)
+env.physics.free()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "domain", "task", "camera"),
+    [
+        ("walker_walk", "walker", "walk", 0),
+        ("quadruped_walk", "quadruped", "walk", 2),
+        ("cup_catch", "ball_in_cup", "catch", 0),
+    ],
+)
+def test_frames_equal_dm_controls_own(make, monkeypatch, tmp_path, name, domain, task, camera):
+    """In the course of an episode and at the start of the next."""
+    monkeypatch.setenv("MUJOCO_GL", need())
+    env = make(name, obs_type="visual", frame_skip=200)
+    assert env.observation_space.shape == (64, 64, 3)
+    actions = [env.random_actions(np.random.default_rng(t)) for t in range(7)]
+    frames = [env.reset()[0]]
+    for t, action in enumerate(actions, 1):
+        step = env.step(action)
+        assert step.is_first[0] == (t == 5)
+        frames.append(step.obs[0])
+    np.save(tmp_path / "actions.npy", np.concatenate(actions))
+    arguments = [domain, task, env_seeds(0, 1)[0], camera, 200]
+    arguments += [tmp_path / "actions.npy", tmp_path / "frames.npy"]
+    command = [sys.executable, "-c", REFERENCE_FRAMES, *map(str, arguments)]
+    subprocess.run(command, check=True, timeout=120)
+    expected = np.load(tmp_path / "frames.npy")
+    assert frames[0].dtype == env.observation_space.dtype == expected.dtype == np.uint8
+    np.testing.assert_array_equal(np.stack(frames), expected)
+    assert len({frame.tobytes() for frame in frames}) == len(frames)
+
+
+def test_proprio_and_visual_environments_live_in_one_process(make, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", need())
+    proprio = make("pendulum_swingup")
+    visual = make("pendulum_swingup", 2, obs_type="visual", image_size=32)
+    assert proprio.reset().shape == (1, 3)
+    assert visual.reset().shape == (2, 32, 32, 3)
+    assert os.environ["MUJOCO_GL"] == need()
+
+
+MAKE = """
+import os, sys
+from pwm_core.errors import UserError
+from pwm_dmc import envs
+try:
+    env = envs.DMCEnv("{task}", {num_envs}, 0, obs_type="{obs_type}", frame_skip=2)
+except UserError as error:
+    print("UserError", error)
+    raise SystemExit(2)
+env.reset()
+env.step(env.action_space.sample()[None].repeat({num_envs}, 0))
+"""
+
+
+def test_importing_the_module_does_not_import_dm_control():
+    run = run_script(
+        "import sys, pwm_dmc.envs; print([m for m in sys.modules if 'mujoco' in m or "
+        "'dm_control' in m or m == 'torch'])"
+    )
+    assert (run.stdout.strip(), run.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_proprioception_needs_no_renderer(num_envs):
+    body = MAKE.format(task="walker_walk", num_envs=num_envs, obs_type="proprio")
+    run = run_script(body + "print('stepped', os.environ['MUJOCO_GL'])", MUJOCO_GL="broken")
+    assert (run.stdout.strip(), run.stderr, run.returncode) == ("stepped broken", "", 0)
+
+
+def broken_libraries(folder: Path) -> dict[str, str]:
+    """Environment variables under which neither EGL nor OSMesa works."""
+    for name in ("libOSMesa.so", "libOSMesa.so.8", "libOSMesa.so.6"):
+        (folder / name).write_bytes(b"")
+    return {"LD_LIBRARY_PATH": str(folder), "MUJOCO_EGL_DEVICE_ID": "99"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, ("egl: ", "osmesa: ", "libegl1", "libosmesa6", "no headless renderer works")),
+        ({"MUJOCO_GL": "osmesa"}, ("MUJOCO_GL cannot render", "osmesa: ", "libosmesa6")),
+        ({"MUJOCO_GL": "egl"}, ("MUJOCO_GL cannot render", "egl: ", "libegl1")),
+        ({"MUJOCO_GL": "nonsense"}, ("MUJOCO_GL cannot render", "nonsense: ", "unset it")),
+        ({"MUJOCO_GL": "disabled"}, ("MUJOCO_GL cannot render", "disabled: ", "unset it")),
+    ],
+)
+def test_no_renderer_is_one_clear_line(tmp_path, variables, expected):
+    body = MAKE.format(task="walker_walk", num_envs=1, obs_type="visual")
+    run = run_script(body, **broken_libraries(tmp_path), **variables)
+    assert (run.returncode, run.stderr) == (2, "")
+    assert run.stdout.startswith("UserError ")
+    assert run.stdout.count("\n") == 1
+    assert all(part in run.stdout for part in expected), run.stdout
+
+
+def test_osmesa_is_taken_where_egl_does_not_work():
+    need("osmesa")
+    body = "from pwm_dmc.envs import working_renderer; print(working_renderer())"
+    assert run_script(body, MUJOCO_EGL_DEVICE_ID="99").stdout.strip() == "osmesa"
+
+
+LEAVE = {
+    "not closed": "",
+    "closed": "env.close()",
+    "an exception": "raise SystemExit(3)",
+    "held by a global": "import builtins; builtins.kept = env",
+}
+
+
+@pytest.mark.parametrize(
+    ("renderer", "how"),
+    [
+        ("egl", "not closed"),
+        ("egl", "an exception"),
+        ("osmesa", "not closed"),
+        ("osmesa", "closed"),
+        ("osmesa", "held by a global"),
+    ],
+)
+def test_a_visual_process_leaves_in_silence(renderer, how):
+    need(renderer)
+    body = MAKE.format(task="cheetah_run", num_envs=2, obs_type="visual")
+    body += "print(*[group.process.pid for group in env._groups])\n" + LEAVE[how]
+    run = run_script(body, MUJOCO_GL=renderer)
+    assert (run.returncode, run.stderr) == (3 if how == "an exception" else 0, "")
+    pids = [int(pid) for pid in run.stdout.split()]
+    assert pids
+    assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_a_proprio_process_leaves_in_silence(num_envs):
+    body = MAKE.format(task="cheetah_run", num_envs=num_envs, obs_type="proprio")
+    run = run_script(body + "print(os.environ.get('MUJOCO_GL'))")
+    assert (run.returncode, run.stdout.strip(), run.stderr) == (0, "None", "")
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"  # an orphan that nobody has collected yet
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_leave_when_the_parent_is_killed_or_interrupted(signal_number):
+    body = MAKE.format(task="pendulum_swingup", num_envs=2, obs_type="proprio")
+    body += """
+import time
+try:
+    print(*[group.process.pid for group in env._groups], flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    pass
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", body],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert pids
+    assert all(alive(pid) for pid in pids)
+    if signal_number == signal.SIGINT:
+        os.killpg(parent.pid, signal.SIGINT)  # as Ctrl-C does: to the workers as well
+    else:
+        parent.kill()
+    _, errors = parent.communicate(timeout=20)
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)
+    assert errors == ""
