@@ -134,7 +134,7 @@ class LinearAttentionBlock(nn.Module):
 
         ``keep`` (..., 1) is 0 for dropped tokens: their inputs are zeros and their decay is 1.
         """
-        mixed = torch.lerp(previous, u, torch.sigmoid(self.mix + 1).to(u.dtype))  # m_t
+        mixed = torch.lerp(previous.to(u.dtype), u, torch.sigmoid(self.mix + 1).to(u.dtype))  # m_t
         kept = u if keep is None else u * keep
         q, k, v, r = self.projections(kept).float().split(self.inner, dim=-1)
         log_decay = F.logsigmoid(self.decay(mixed).float())

@@ -41,7 +41,8 @@ def head(inputs: int, units: int, layers: int, act: str, outputs: int) -> nn.Seq
 
 
 def sum_rows(table: Tensor, index: Tensor) -> Tensor:
-    """The sum of rows of ``table`` (R, O) picked by ``index`` (..., S) int64: (..., O).
+    """The sum of rows of ``table`` (R, O) picked by ``index`` (N, ..., S) int64, no row twice:
+    (N, ..., O).
 
     It is the product of a multi-hot vector with ``table``; on a CPU picking the rows is some ten
     times faster than multiplying by zeros.

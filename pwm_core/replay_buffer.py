@@ -71,9 +71,11 @@ def _container_bytes() -> int:
     """What a container's own limit (cgroup v2) leaves; huge where there is none."""
     group = Path("/sys/fs/cgroup")
     try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = (group / "memory.current").read_text(encoding="ascii")
-        return int(limit) - int(used)
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        stat = (group / "memory.stat").read_text(encoding="ascii").split()
+        cached = int(stat[stat.index("inactive_file") + 1])  # given back when memory is needed
+        return limit - used + cached
     except (OSError, ValueError):  # no such file, or "max"
         return sys.maxsize
 
@@ -158,7 +160,9 @@ class ReplayBuffer:
             raise ValueError("storage 'disk' needs a directory")
         directory.mkdir(parents=True, exist_ok=True)
         # The files are sparse: without this check a full disk would show only as a bus error.
-        _refuse_what_does_not_fit(needed, shutil.disk_usage(directory).free, str(directory))
+        present = sum(path.stat().st_blocks * 512 for path in directory.glob("*.bin"))
+        free = shutil.disk_usage(directory).free + present
+        _refuse_what_does_not_fit(needed, free, str(directory))
         return {
             name: torch.from_file(
                 str(directory / f"{name}.bin"), shared=True, size=math.prod(shape), dtype=dtype

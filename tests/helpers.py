@@ -5,22 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pwm_core.actor_critic import ActorCritic
 from pwm_core.agent import Agent
 from pwm_core.config import Config, load_config
 from pwm_core.distributions import CategoricalPolicy, GaussianPolicy, Policy
+from pwm_core.linear_attention import RecurrentMemory, RecurrentState
 from pwm_core.networks import ImageCodec
-from pwm_core.world_model import Batch, WorldModel
+from pwm_core.world_model import Batch, Context, WorldModel
 
 ACTIONS = 3
+WIDTH, STOCH, CLASSES = 32, 6, 5  # of load_small
 SMALL = (
     "BasicSettings.ObsShape=[16, 16, 3]",
     "JointTrainAgent.ImagineContext=16",
-    "Models.Hidden=32",
-    "Models.Stoch=6",
-    "Models.Discrete=5",
+    f"Models.Hidden={WIDTH}",
+    f"Models.Stoch={STOCH}",
+    f"Models.Discrete={CLASSES}",
     "Models.NumBin=41",
     "Models.WorldModel.Stem=4",
 )
@@ -110,6 +113,24 @@ class Data:
             torch.rand(shape, generator=generator) < 0.3,
             is_first,
         )
+
+
+def as_vector(latent: Tensor, classes: int = CLASSES) -> Tensor:
+    """Class indices (..., S) -> the one-hot vectors (..., S*K) that they stand for."""
+    return F.one_hot(latent, classes).flatten(-2).float()
+
+
+def written_out(context: Context) -> RecurrentState:
+    """The sequence model's state at every start of ``context``, the memories written out."""
+
+    def starting(x: Tensor) -> Tensor:
+        x = x[:, context.steps].flatten(0, 1)
+        return x.masked_fill(context.begins.view(-1, *[1] * (x.ndim - 1)), 0.0)
+
+    return RecurrentState(
+        [starting(block.previous) for block in context.states],
+        [RecurrentMemory(starting(block.memory.dense())) for block in context.states],
+    )
 
 
 def count_parameters(module: nn.Module) -> int:

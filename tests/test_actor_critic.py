@@ -7,40 +7,50 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    Data,
-    load_small,
-    make_actor_critic,
-    make_agent,
-    make_world_model,
-    replace_at,
-)
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal
 
 from pwm_core.actor_critic import ActorCritic, ReturnScale
 from pwm_core.config import Config, load_config
+from pwm_core.distributions import sample_index
 from pwm_core.imagination import Trajectory, imagine
-from pwm_core.linear_attention import RecurrentMemory, RecurrentState
+from tests.helpers import (
+    CLASSES,
+    STOCH,
+    WIDTH,
+    Data,
+    as_vector,
+    load_small,
+    make_actor_critic,
+    make_agent,
+    make_world_model,
+    replace_at,
+    written_out,
+)
 
 KINDS = pytest.mark.parametrize("discrete", [True, False])
 SLOW = pytest.mark.parametrize("slow", ["true", "false"])
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-WIDTH = 32 + 6 * 5
 GAMMA = 0.9
 
 
+def make_states(*shape: int) -> tuple[Tensor, Tensor]:
+    """Random deter (..., D) and latent (..., S)."""
+    return torch.randn(*shape, WIDTH), torch.randint(CLASSES, (*shape, STOCH))
+
+
 def make_trajectory(model: ActorCritic, rows: int = 5, horizon: int = 7) -> Trajectory:
-    """Random features and rewards, actions of the model itself, two predicted ends."""
+    """Random states and rewards, actions of the model itself, two predicted ends."""
     torch.manual_seed(3)
-    feature = torch.randn(rows, horizon + 1, WIDTH)
+    deter, latent = make_states(rows, horizon + 1)
     discount = torch.full((rows, horizon), GAMMA)
     discount[0, min(2, horizon - 1)] = discount[-1, -1] = 0.0
     with torch.no_grad():
-        output = model.actor(feature[:, :-1])
+        output = model.actor(deter[:, :-1], latent[:, :-1])
         action = model.policy.sample(output)
         log_prob = model.policy.log_prob(output, action)
-    return Trajectory(feature, action, log_prob, 3 * torch.randn(rows, horizon), discount)
+    reward = 3 * torch.randn(rows, horizon)
+    return Trajectory(deter, latent, action, log_prob, reward, discount)
 
 
 # ------------------------------------------------------------------------------------------ start
@@ -50,15 +60,15 @@ def make_trajectory(model: ActorCritic, rows: int = 5, horizon: int = 7) -> Traj
 def test_a_new_agent_values_everything_at_zero_and_has_no_preference(discrete: bool) -> None:
     config = load_small()
     model = make_actor_critic(config, discrete=discrete, fresh=True)
-    feature = torch.randn(4, 6, WIDTH)
-    value = model.two_hot.decode(model.critic(feature))
+    states = make_states(4, 6)
+    value = model.two_hot.decode(model.critic(*states))
     torch.testing.assert_close(value, torch.zeros(4, 6), rtol=0, atol=1e-6)
-    assert (model.actor(feature) == 0).all()
+    assert (model.actor(*states) == 0).all()
     if discrete:
-        entropy = model.policy.entropy(model.actor(feature))
+        entropy = model.policy.entropy(model.actor(*states))
         torch.testing.assert_close(entropy, torch.full((4, 6), float(np.log(3))))
     world_model = make_world_model(config, discrete=discrete, fresh=True)
-    reward, goes_on = world_model.predict(torch.randn(4, 6, 32))
+    reward, goes_on = world_model.predict(torch.randn(4, 6, WIDTH))
     torch.testing.assert_close(reward, torch.zeros(4, 6), rtol=0, atol=1e-6)
     assert not goes_on.any()  # at a logit of exactly 0: not below it
 
@@ -78,7 +88,8 @@ class Expected(NamedTuple):
 
 def loss_by_hand(model: ActorCritic, trajectory: Trajectory, config: Config) -> Expected:
     """SPEC 3, element by element, from fresh percentiles; differentiable."""
-    feature, action, _, reward, discount = trajectory
+    deter, latent, action, _, reward, discount = trajectory
+    latent = as_vector(latent)  # the layers then multiply where they otherwise pick rows
     rows, horizon = reward.shape
     top = config.Models.MaxBin
     bins = torch.linspace(-top, top, config.Models.NumBin)
@@ -96,7 +107,7 @@ def loss_by_hand(model: ActorCritic, trajectory: Trajectory, config: Config) -> 
         return found
 
     critics = [model.critic] if model.slow_critic is None else [model.critic, model.slow_critic]
-    logits = [[critic(feature[b]) for b in range(rows)] for critic in critics]
+    logits = [[critic(deter[b], latent[b]) for b in range(rows)] for critic in critics]
     values = [[[decode(x) for x in row] for row in rows_] for rows_ in logits]
     returns = [[lambda_returns(row, b) for b, row in enumerate(rows_)] for rows_ in values]
 
@@ -109,7 +120,7 @@ def loss_by_hand(model: ActorCritic, trajectory: Trajectory, config: Config) -> 
     for b in range(rows):
         weight = 1.0
         for t in range(horizon):
-            output = model.actor(feature[b, t])
+            output = model.actor(deter[b, t], latent[b, t])
             if model.policy.discrete:
                 policy = Categorical(logits=output)
             else:
@@ -174,7 +185,8 @@ def test_nothing_after_a_predicted_end_counts(discrete: bool) -> None:
     for step, counts in ((2, True), (3, False), (4, False)):
         changes = {
             "reward": replace_at(trajectory.reward, 0, step, torch.tensor(5.0)),
-            "feature": replace_at(trajectory.feature, 0, step, torch.ones(WIDTH)),
+            "deter": replace_at(trajectory.deter, 0, step, torch.ones(WIDTH)),
+            "latent": replace_at(trajectory.latent, 0, step, 4 - trajectory.latent[0, step]),
         }
         for name, value in changes.items():
             after = losses_and_gradients(model, trajectory._replace(**{name: value}))
@@ -281,14 +293,14 @@ def test_executed_actions_are_clipped_and_greedy_is_tanh_of_the_mean() -> None:
     """Defect 8."""
     model = make_actor_critic(load_small(), discrete=False)
     with torch.no_grad():
-        model.actor[-1].bias.copy_(torch.tensor([3.0, -3.0, 0.0, 5.0, 5.0, 5.0]))
-    feature = torch.randn(500, WIDTH)
-    output = model.actor(feature)
-    torch.testing.assert_close(model.act(feature, greedy=True), output[:, :3].tanh())
+        model.actor.rest[-1].bias.copy_(torch.tensor([3.0, -3.0, 0.0, 5.0, 5.0, 5.0]))
+    states = make_states(500)
+    output = model.actor(*states)
+    torch.testing.assert_close(model.act(*states, greedy=True), output[:, :3].tanh())
     torch.manual_seed(0)
     drawn = model.policy.sample(output)
     torch.manual_seed(0)
-    action = model.act(feature)
+    action = model.act(*states)
     torch.testing.assert_close(action, drawn.clamp(-1, 1))
     assert drawn.abs().max() > 1.5
     assert action.abs().max() == 1
@@ -296,11 +308,11 @@ def test_executed_actions_are_clipped_and_greedy_is_tanh_of_the_mean() -> None:
 
 def test_discrete_actions_are_drawn_and_greedy_is_the_most_probable() -> None:
     model = make_actor_critic(load_small())
-    feature = torch.randn(1, WIDTH).expand(4000, -1)
-    probs = model.actor(feature[0]).softmax(-1)
-    shares = torch.bincount(model.act(feature), minlength=3) / 4000
+    states = [x.expand(4000, -1) for x in make_states(1)]
+    probs = model.actor(*states)[0].softmax(-1)
+    shares = torch.bincount(model.act(*states), minlength=3) / 4000
     torch.testing.assert_close(shares, probs, rtol=0, atol=0.03)
-    assert (model.act(feature, greedy=True) == probs.argmax()).all()
+    assert (model.act(*states, greedy=True) == probs.argmax()).all()
 
 
 # ------------------------------------------------------------------------------------- imagination
@@ -321,41 +333,37 @@ def test_an_imagined_rollout_follows_from_its_own_actions(discrete: bool) -> Non
     agent = make_agent(config, discrete=discrete)
     model, actor_critic = agent.world_model.eval(), agent.actor_critic
     model.prior[-1].weight *= 1e4  # the prior is certain: what it draws can be predicted
-    model.done_head[-1].bias.zero_()
     batch = Data(firsts=((0, 3), (1, 5)), discrete=discrete).batch(config)
     context = model.context(batch, 4)
-    kept = [state.memory.clone() for state in context.states]
+    model.done_head[-1].bias -= model.done_head(context.deter).mean()
+    kept = written_out(context)
     found = imagine(model, actor_critic, context, 10, GAMMA)
 
     count, policy = 3 * 4, actor_critic.policy
-    assert [x.shape[:2] for x in found] == [(count, 11), *[(count, 10)] * 4]
-    state = RecurrentState(
-        [block.previous for block in context.states],
-        [RecurrentMemory(block.memory) for block in context.states],
-    )
-    deter, stoch = context.deter, context.stoch
+    assert [x.shape[:2] for x in found] == [*[(count, 11)] * 2, *[(count, 10)] * 4]
+    state = written_out(context)
+    deter, latent = context.deter, context.latent
     ends = torch.zeros(2)
     for h in range(10):
-        feature = torch.cat([deter, stoch], -1)
-        torch.testing.assert_close(found.feature[:, h], feature, **CLOSE)
-        output, action = actor_critic.actor(feature), found.action[:, h]
+        torch.testing.assert_close(found.deter[:, h], deter, **CLOSE)
+        assert torch.equal(found.latent[:, h], latent)
+        output, action = actor_critic.actor(deter, as_vector(latent)), found.action[:, h]
         log_prob = policy.log_prob(output, action)
         torch.testing.assert_close(found.log_prob[:, h], log_prob, **CLOSE)
         taken = torch.eye(3)[action] if discrete else action.clamp(-1, 1)
-        deter = model.sequence.step(stoch, taken, state)
-        stoch = torch.nn.functional.one_hot(
-            model.prior_log_probs(deter).argmax(-1), model.classes
-        ).flatten(1)
+        deter = model.sequence.step(as_vector(latent), taken, state)
+        latent = model.predict_latent(deter).argmax(-1)
         reward = model.two_hot.decode(model.reward_head(deter))
         goes_on = model.done_head(deter).squeeze(-1) < 0
         torch.testing.assert_close(found.reward[:, h], reward, **CLOSE)
         torch.testing.assert_close(found.discount[:, h], GAMMA * goes_on.float())
         ends += torch.stack([goes_on.sum(), (~goes_on).sum()])
-    torch.testing.assert_close(found.feature[:, 10], torch.cat([deter, stoch], -1), **CLOSE)
+    torch.testing.assert_close(found.deter[:, 10], deter, **CLOSE)
+    assert torch.equal(found.latent[:, 10], latent)
     assert ends.min() > 0  # both kinds were seen
     assert discrete or found.action.abs().max() > 1  # as drawn, so that log_prob is of what it is
-    for block, memory in zip(context.states, kept, strict=True):
-        torch.testing.assert_close(block.memory, memory, rtol=0, atol=0)
+    for now, before in zip(written_out(context).memories, kept.memories, strict=True):
+        torch.testing.assert_close(now.memory, before.memory, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("sequences", "context", "starts"), [(8, 16, 12), (2, 3, 6), (1, 1, 1)])
@@ -386,14 +394,13 @@ def test_acting_and_imagining_meet_the_same_states(discrete: bool) -> None:
     firsts = ((0, 0), (1, 0), (2, 0), (1, 4))
     batch = Data(3, 7, firsts, discrete=discrete).batch(config)
     post = model.encode(model.codec.prepare(batch.obs.flatten(0, 1)))
-    stoch = model.sample(post).view(3, 7, -1)
+    latent = sample_index(post).view(3, 7, -1)
     state, deters, actions = agent.initial_state(3), [], []
     for t in range(7):
         deter = state.deter.masked_fill(batch.is_first[:, t, None], 0.0)
         first = batch.is_first[:, t].numpy()
         action = agent.act(batch.obs[:, t].numpy(), first, state, greedy=True)
-        feature = torch.cat([deter, stoch[:, t]], -1)
-        greedy = agent.actor_critic.act(feature, greedy=True).numpy()
+        greedy = agent.actor_critic.act(deter, latent[:, t], greedy=True).numpy()
         np.testing.assert_allclose(action, greedy, rtol=1e-4, atol=1e-5)
         deters.append(deter)
         actions.append(action)
@@ -402,15 +409,37 @@ def test_acting_and_imagining_meet_the_same_states(discrete: bool) -> None:
     torch.testing.assert_close(context.deter, torch.stack(deters[1:], 1).flatten(0, 1), **CLOSE)
 
 
-@pytest.mark.xfail(strict=True, reason="autocast runs the matrix product of decode in bfloat16")
+@pytest.fixture
+def with_autocast(monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A config that computes in bfloat16, on a CPU that would have to emulate it too."""
+    monkeypatch.setattr("pwm_core.agent.has_bfloat16", lambda _device: True)
+    return load_small("BasicSettings.UseAmp=true")
+
+
 @KINDS
-def test_rollouts_and_losses_are_float32_under_autocast(discrete: bool) -> None:
-    config = load_small("BasicSettings.UseAmp=true")
-    agent = make_agent(config, discrete=discrete)
-    batch = Data(firsts=((0, 3),), discrete=discrete).batch(config)
+def test_rollouts_and_losses_are_float32_under_autocast(
+    with_autocast: Config, discrete: bool
+) -> None:
+    agent = make_agent(with_autocast, discrete=discrete)
+    batch = Data(firsts=((0, 3),), discrete=discrete).batch(with_autocast)
     metrics = agent.train_world_model(batch)
     trajectory = agent.imagine(batch)
     metrics |= agent.train_actor_critic(trajectory)
     metrics |= {k: v for k, v in trajectory._asdict().items() if v.is_floating_point()}
     assert {k: v.dtype for k, v in metrics.items() if v.dtype != torch.float32} == {}
     assert all(torch.isfinite(value).all() for value in metrics.values())
+
+
+@KINDS
+def test_acting_under_autocast_keeps_its_state_in_float32(
+    with_autocast: Config, discrete: bool
+) -> None:
+    agent = make_agent(with_autocast, discrete=discrete)
+    batch = Data(discrete=discrete).batch(with_autocast)
+    state = agent.initial_state(3)
+    for t, first in enumerate(([1, 1, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0])):
+        action = agent.act(batch.obs[:, t].numpy(), np.array(first, bool), state)
+        assert action.dtype == batch.action[:, t].numpy().dtype
+    for value in (state.deter, *(memory.memory for memory in state.recurrent.memories)):
+        assert value.dtype == torch.float32
+        assert torch.isfinite(value).all()

@@ -1,4 +1,4 @@
-"""Every scan backend against the sequential one, and that against a plain loop."""
+"""Every scan backend against the sequential one, that against a plain loop; the kept states."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pwm_core.scan import BACKENDS, linear_attention, linear_recurrence
+from pwm_core.linear_attention import ImaginedMemory, RecurrentMemory
+from pwm_core.scan import BACKENDS, States, linear_attention, linear_recurrence
 
 B, K, V = 3, 4, 5
 LENGTHS = (1, 2, 7, 16, 63, 64, 100)
@@ -22,6 +23,7 @@ SERIAL = [name for name in BACKENDS if name != "chunked"]
 
 # Largest error beside float64 `sequential`, relative to the largest number of the tensor (or 1).
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 class Inputs(NamedTuple):
@@ -77,7 +79,7 @@ def attend(
         *leaves[:4], reset, leaves[4], backend=backend, chunk=chunk, return_states=True
     )
     assert found.states is not None
-    values = found._asdict()
+    values = found._asdict() | {"states": found.states.dense()}
     generator = torch.Generator().manual_seed(1)
     total = sum(
         (x * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(dtype)).sum()
@@ -126,7 +128,6 @@ def test_decays(backend: str, chunk: int, decay: str) -> None:
         check(found, oracle(33, reset, decay), torch.float32)
 
 
-@pytest.mark.xfail(strict=True, reason="chunked loses float32 digits in exp(G_i - G_j)")
 def test_an_extreme_decay_does_not_blur_the_moderate_ones_after_it() -> None:
     inputs = make_inputs(33)
     inputs.log_decay[:, ::5] = -1e4
@@ -165,9 +166,10 @@ def test_the_gradients_of_sequential_are_those_of_finite_differences() -> None:
     inputs = [x[:2].requires_grad_() for x in make_inputs(5)]
 
     def attention(*leaves: Tensor) -> tuple[Tensor, ...]:
-        return linear_attention(
+        output, final_state, states = linear_attention(
             *leaves[:4], reset[:2], leaves[4], backend="sequential", return_states=True
         )
+        return output, final_state, states.dense()
 
     assert torch.autograd.gradcheck(attention, inputs)
 
@@ -183,6 +185,82 @@ def test_defaults_are_zero_states_no_resets_and_no_states_returned(
     )
     assert found.states is None
     torch.testing.assert_close(found[:2], expected[:2], rtol=1e-12, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------- the kept states
+
+
+def keep_states(inputs: Inputs, reset: Tensor, backend: str, chunk: int) -> States:
+    found = linear_attention(
+        *inputs[:4], reset, inputs.initial_state, backend=backend, chunk=chunk, return_states=True
+    )
+    assert found.states is not None
+    return found.states
+
+
+@pytest.mark.parametrize("length", [1, 7, 16, 33])
+@pytest.mark.parametrize(("backend", "chunk"), VARIANTS)
+def test_reading_states_is_the_query_times_the_states_written_out(
+    backend: str, chunk: int, length: int
+) -> None:
+    states = keep_states(make_inputs(length), make_reset("per_row", length), backend, chunk)
+    assert states.length == length
+    query = torch.randn(states.decay.shape).double()  # (B, n, C, K)
+    found = states.read(query).flatten(1, 2)[:, :length]
+    written = oracle(length, "per_row", "mixed")["states"].detach()
+    expected = torch.einsum("btk,btkv->btv", query.flatten(1, 2)[:, :length], written)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("chunk", "count"), [(1, 33), (3, 11), (16, 3), (32, 2), (1000, 1)])
+def test_chunked_keeps_one_state_per_chunk(chunk: int, count: int) -> None:
+    states = keep_states(make_inputs(33), make_reset("none", 33), "chunked", chunk)
+    shapes = [x.shape for x in (states.start, states.decay, states.keys, states.values)]
+    inside = min(chunk, 33)
+    assert shapes == [
+        *((B, count, K, V), (B, count, inside, K)),
+        *((B, count, inside, inside, K), (B, count, inside, V)),
+    ]
+
+
+STARTS = {
+    "all": slice(0, 13),
+    "all but the last": slice(0, 12),
+    "the last few": slice(8, 13),
+    "the last": slice(12, 13),
+    "from the end": slice(-3, None),
+    "the first": slice(0, 1),
+    "inside one chunk": slice(5, 7),
+    "across chunks": slice(2, 10),
+}
+
+
+@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
+@pytest.mark.parametrize(("backend", "chunk"), [*VARIANTS, ("chunked", 4)])
+@torch.no_grad()
+def test_imagined_memory_is_recurrent_memory(backend: str, chunk: int, starts: slice) -> None:
+    """From float32 states, beside float64 states of `sequential` rewritten at every step."""
+    inputs, reset = make_inputs(13), make_reset("per_row", 13)
+    states = keep_states(Inputs(*(x.float() for x in inputs)), reset, backend, chunk)
+    kept = {name: x.clone() for name, x in vars(states).items() if isinstance(x, Tensor)}
+    written = keep_states(inputs, reset, "sequential", 1).dense()[:, starts].flatten(0, 1)
+    count = len(written)
+    for zeros in (torch.zeros(count), torch.arange(count) % 3 == 1, torch.ones(count)):
+        zero = zeros.bool()
+        imagined = ImaginedMemory(states, starts, zero, 15)
+        recurrent = RecurrentMemory(written.masked_fill(zero.view(-1, 1, 1), 0.0))
+        for step in range(15):
+            q, k, v = (torch.randn(count, width) for width in (K, K, V))
+            log_decay = -torch.rand(count, K)
+            log_decay[0], log_decay[1] = -1e4 if step == 7 else -0.0, -1e-8
+            found = imagined.step(q, k, v, log_decay).double()
+            expected = recurrent.step(*(x.double() for x in (q, k, v, log_decay)))
+            torch.testing.assert_close(found, expected, **CLOSE)
+    for name, value in kept.items():  # the replayed states are only read
+        torch.testing.assert_close(getattr(states, name), value, rtol=0, atol=0)
+
+
+# --------------------------------------------------------------------------- generic recurrences
 
 
 @pytest.mark.parametrize("reverse", [False, True])

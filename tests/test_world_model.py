@@ -5,32 +5,36 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import (
+from torch import Tensor, nn
+from torch.distributions import Categorical, kl_divergence
+
+from pwm_core.actor_critic import ActorCritic
+from pwm_core.config import Config, load_config
+from pwm_core.distributions import CategoricalPolicy, GaussianPolicy, sample_index
+from pwm_core.linear_attention import (
+    ImaginedMemory,
+    LinearAttentionBlock,
+    RecurrentMemory,
+    SequenceModel,
+)
+from pwm_core.networks import BatchNorm1d, ImageCodec, LatentLinear, VectorCodec, sum_rows
+from pwm_core.scan import BACKENDS
+from pwm_core.world_model import Batch, Context, WorldModel
+from tests.helpers import (
     ACTIONS,
+    CLASSES,
+    STOCH,
+    WIDTH,
     Data,
+    as_vector,
     count_parameters,
     disturb,
     load_small,
     make_agent,
     make_world_model,
     replace_at,
+    written_out,
 )
-from torch import Tensor, nn
-from torch.distributions import Categorical, kl_divergence
-
-from pwm_core.actor_critic import ActorCritic
-from pwm_core.config import Config, load_config
-from pwm_core.distributions import CategoricalPolicy, GaussianPolicy
-from pwm_core.linear_attention import (
-    ImaginedMemory,
-    LinearAttentionBlock,
-    RecurrentMemory,
-    RecurrentState,
-    SequenceModel,
-)
-from pwm_core.networks import ImageCodec, VectorCodec
-from pwm_core.scan import BACKENDS
-from pwm_core.world_model import Batch, WorldModel
 
 ATARI = "config_files/atari.yaml"
 DMC = (
@@ -73,6 +77,91 @@ def test_the_number_of_parameters_is_the_published_one(kind: str) -> None:
     assert count_parameters(agent) == found["actor"] + found["critic"]
 
 
+# ---------------------------------------------------------------------------------------- layers
+
+
+def assert_same(found: Tensor, expected: Tensor, *leaves: Tensor) -> None:
+    """Two ways to compute one thing from ``leaves``: the values and the gradients."""
+    torch.testing.assert_close(found, expected, **CLOSE)
+    weights = torch.randn_like(expected)
+    for leaf in leaves:
+        one, other = (
+            torch.autograd.grad((x * weights).sum(), leaf, retain_graph=True)[0]
+            for x in (found, expected)
+        )
+        torch.testing.assert_close(one, other, **CLOSE)
+        assert other.any()
+
+
+GPU = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_rows_picked_by_indices_are_a_product_with_one_hot_vectors(device: str) -> None:
+    torch.manual_seed(0)
+    layer = LatentLinear(4, STOCH, CLASSES, 8).to(device)
+    table = torch.randn(STOCH * CLASSES, 8, device=device, requires_grad=True)
+    for shape in ((7,), (4, 3), (2, 3, 5)):
+        x = torch.randn(*shape, 4, device=device, requires_grad=True)
+        latent = torch.randint(CLASSES, (*shape, STOCH), device=device)
+        vector = as_vector(latent).requires_grad_()
+        expected = torch.cat([x, vector], dim=-1) @ layer.weight
+        assert_same(layer(x, latent), expected, x, layer.weight)
+        assert_same(layer(x, vector), expected, x, vector, layer.weight)
+        index = latent + CLASSES * torch.arange(STOCH, device=device)
+        assert_same(sum_rows(table, index), vector @ table, table)
+
+
+def test_a_latent_layer_starts_as_torchs_linear() -> None:
+    torch.manual_seed(0)
+    layer, linear = LatentLinear(40, 10, 6, 200), nn.Linear(100, 200, bias=False)
+    assert layer.weight.shape == linear.weight.T.shape
+    for weight in (layer.weight, linear.weight):
+        assert weight.abs().max().item() == pytest.approx(0.1, rel=1e-3)
+        assert weight.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.02)
+    assert set(layer.state_dict()) == {"weight"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_is_torchs(training: bool) -> None:
+    torch.manual_seed(0)
+    sizes = {"num_features": 8, "eps": 1e-3, "momentum": 0.3}
+    ours, torchs = BatchNorm1d(**sizes), nn.BatchNorm1d(**sizes)
+    disturb(ours)
+    torchs.load_state_dict(ours.state_dict())
+    torchs.weight, torchs.bias = ours.weight, ours.bias
+    x = (3 * torch.randn(20, 8) + torch.arange(8)).requires_grad_()
+    found, expected = (norm.train(training)(x) for norm in (ours, torchs))
+    assert_same(found, expected, x, ours.weight, ours.bias)
+    for one, other in zip(ours.buffers(), torchs.buffers(), strict=True):
+        torch.testing.assert_close(one, other)  # moved on in training only
+    assert (ours.num_batches_tracked == 1) == training
+
+
+def test_batch_norm_computes_bfloat16_in_float32_in_eval_mode() -> None:
+    norm = BatchNorm1d(8).eval()
+    disturb(norm)
+    x = torch.randn(20, 8).bfloat16()
+    assert norm(x).dtype == torch.float32
+    torch.testing.assert_close(norm(x), norm(x.float()), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_indices_and_their_vectors_are_the_same_latents() -> None:
+    config = load_small()
+    model, batch = make_world_model(config).eval(), Data(firsts=FIRSTS).batch(config)
+    torch.manual_seed(0)
+    latent = torch.randint(CLASSES, (3, 7, STOCH))
+    action = model.policy.encode(batch.action)
+    by_index, _ = model.sequence(latent, action, batch.is_first)
+    by_vector, _ = model.sequence(as_vector(latent), action, batch.is_first)
+    torch.testing.assert_close(by_index, by_vector, **CLOSE)
+    decoded = model.decoder(as_vector(latent.flatten(0, 1)))
+    torch.testing.assert_close(model.decode(latent.flatten(0, 1)), decoded, **CLOSE)
+
+
 # ------------------------------------------------------------------- parallel equals step by step
 
 
@@ -81,11 +170,11 @@ def make_sequence(
 ) -> tuple[SequenceModel, Tensor, Tensor, Tensor]:
     """A sequence model in eval mode and what it takes in."""
     torch.manual_seed(0)
-    latent = config.Models.Stoch * config.Models.Discrete
-    model = SequenceModel(config.Models, latent, ACTIONS).eval()
+    model = SequenceModel(config.Models, ACTIONS).eval()
     disturb(model)
     is_first = Data(rows, steps, FIRSTS).batch(config).is_first
-    return model, torch.randn(rows, steps, latent), torch.randn(rows, steps, ACTIONS), is_first
+    stoch = torch.randn(rows, steps, STOCH * CLASSES)
+    return model, stoch, torch.randn(rows, steps, ACTIONS), is_first
 
 
 VARIANTS = [(f"Scan={name}",) for name in BACKENDS]
@@ -93,11 +182,14 @@ VARIANTS += [("ScanChunk=2",), ("ScanChunk=64",), ("OutputTanh=true", "RMSNorm=f
 VARIANTS += [("BlockAct=Mish", "HeadDivisor=8", "Blocks=3")]
 
 
+@pytest.mark.parametrize("indices", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS, ids=",".join)
 @torch.no_grad()
-def test_the_parallel_pass_is_the_recurrent_steps(variant: tuple[str, ...]) -> None:
+def test_the_parallel_pass_is_the_recurrent_steps(variant: tuple[str, ...], indices: bool) -> None:
     config = load_small(*(f"Models.WorldModel.{change}" for change in variant))
     model, stoch, action, is_first = make_sequence(config)
+    if indices:
+        stoch = torch.randint(CLASSES, (*is_first.shape, STOCH))
     deter, states = model(stoch, action, is_first, return_states=True)
     alone, no_states = model(stoch, action, is_first)
     torch.testing.assert_close(alone, deter)
@@ -109,7 +201,7 @@ def test_the_parallel_pass_is_the_recurrent_steps(variant: tuple[str, ...]) -> N
         torch.testing.assert_close(deter[:, t], stepped, **CLOSE)
         for block, parallel in enumerate(states):
             memory = state.memories[block].memory
-            torch.testing.assert_close(parallel.memory[:, t], memory, **CLOSE)
+            torch.testing.assert_close(parallel.memory.dense()[:, t], memory, **CLOSE)
             torch.testing.assert_close(parallel.previous[:, t], state.previous[block], **CLOSE)
     if config.Models.WorldModel.OutputTanh:
         assert deter.abs().max() < 1
@@ -129,6 +221,9 @@ def test_nothing_before_a_reset_and_nothing_later_reaches_a_step() -> None:
 def block_by_hand(block: LinearAttentionBlock, u: Tensor, is_first: Tensor) -> Tensor:
     """SPEC 1.2's equations, one row and one step at a time, in float64."""
     w = {name: value.double() for name, value in block.state_dict().items()}
+    projections = w["projections.weight"].chunk(4)
+    query, key, value, receptance = projections
+    assert query.shape == (block.inner, block.width)
     mu = torch.sigmoid(w["mix"] + 1)
     outputs = torch.zeros_like(u).double()
     for b in range(u.shape[0]):
@@ -138,8 +233,8 @@ def block_by_hand(block: LinearAttentionBlock, u: Tensor, is_first: Tensor) -> T
             if is_first[b, t]:
                 state, before = torch.zeros_like(state), torch.zeros_like(before)
             x = u[b, t].double()
-            q, k = (1 + F.elu(w[f"{name}.weight"] @ x) for name in ("query", "key"))
-            v = torch.sigmoid(w["receptance.weight"] @ x) * (w["value.weight"] @ x)
+            q, k = 1 + F.elu(query @ x), 1 + F.elu(key @ x)
+            v = torch.sigmoid(receptance @ x) * (value @ x)
             g = torch.sigmoid(w["decay.weight"] @ (mu * x + (1 - mu) * before))
             state = g[:, None] * state + k[:, None] * v[None, :]
             o = q @ state
@@ -161,49 +256,47 @@ def test_a_block_computes_the_equations(rms_norm: str) -> None:
     torch.manual_seed(0)
     block = LinearAttentionBlock(config.Models).eval()
     disturb(block)
-    u, is_first = torch.randn(3, 9, 32), Data(3, 9, FIRSTS).batch(config).is_first
+    u, is_first = torch.randn(3, 9, WIDTH), Data(3, 9, FIRSTS).batch(config).is_first
     found, _ = block(u, is_first)
     torch.testing.assert_close(found.double(), block_by_hand(block, u, is_first), **CLOSE)
 
 
+@pytest.mark.parametrize("scan", [*(f"Scan={name}" for name in BACKENDS), "ScanChunk=3"])
+@pytest.mark.parametrize("steps", [slice(0, 9), slice(5, 9), slice(8, 9), slice(2, 6)], ids=str)
 @torch.no_grad()
-def test_imagined_memory_is_recurrent_memory() -> None:
-    torch.manual_seed(0)
-    start = torch.randn(4, 6, 5)
-    kept = start.clone()
-    imagined, recurrent = ImaginedMemory(start, 15), RecurrentMemory(start.clone())
-    for step in range(15):
-        q, k, log_decay = torch.randn(4, 6), torch.randn(4, 6), -torch.rand(4, 6)
-        log_decay[0], log_decay[1] = -1e4 if step == 7 else -0.0, -1e-8
-        v = torch.randn(4, 5)
-        found = imagined.step(q, k, v, log_decay)
-        torch.testing.assert_close(found, recurrent.step(q, k, v, log_decay), **CLOSE)
-    torch.testing.assert_close(start, kept, rtol=0, atol=0)
-
-
-@torch.no_grad()
-def test_imagining_on_is_the_recurrent_steps() -> None:
+def test_imagining_on_is_the_recurrent_steps(scan: str, steps: slice) -> None:
     """The whole sequence model on :class:`ImaginedMemory`, from states it reached itself."""
-    model, stoch, action, is_first = make_sequence(load_small())
-    state = model.initial_state(3, stoch.device)
-    for t in range(4):
-        state.reset(is_first[:, t])
-        model.step(stoch[:, t], action[:, t], state)
-    memories = [ImaginedMemory(memory.memory, 15) for memory in state.memories]
-    imagined = RecurrentState(list(state.previous), memories)
+    model, stoch, action, is_first = make_sequence(load_small(f"Models.WorldModel.{scan}"))
+    deter, states = model(stoch, action, is_first, return_states=True)
+    deter = deter[:, steps].flatten(0, 1)
+    count = len(deter)
+    context = Context(deter, deter, torch.rand(count) < 0.3, steps, states)
+    imagined, recurrent = context.recurrent_state(15), written_out(context)
     for _ in range(15):
-        z, a = torch.randn(3, stoch.shape[-1]), torch.randn(3, ACTIONS)
-        torch.testing.assert_close(model.step(z, a, imagined), model.step(z, a, state), **CLOSE)
+        z, a = torch.randn(count, stoch.shape[-1]), torch.randn(count, ACTIONS)
+        found, expected = model.step(z, a, imagined), model.step(z, a, recurrent)
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def read_out(memory: ImaginedMemory, count: int, width: int) -> Tensor:
+    """(N, K, V) states, one row at a time: nothing is added and nothing decays."""
+    nothing = torch.zeros(count, width)
+    rows = [
+        memory.step(query.expand(count, -1), nothing, nothing, nothing)
+        for query in torch.eye(width)
+    ]
+    return torch.stack(rows, dim=1)
 
 
 @pytest.mark.parametrize("starts", [1, 3, 8, 9, 100])
+@pytest.mark.parametrize("scan", ["Scan=sequential", "ScanChunk=3", "ScanChunk=16"])
 @torch.no_grad()
-def test_the_context_is_what_recurrent_steps_reach(starts: int) -> None:
-    config = load_small()
+def test_the_context_is_what_recurrent_steps_reach(scan: str, starts: int) -> None:
+    config = load_small(f"Models.WorldModel.{scan}")
     model, batch = make_world_model(config).eval(), Data(3, 9, FIRSTS).batch(config)
     torch.manual_seed(5)
     post = model.encode(model.codec.prepare(batch.obs.flatten(0, 1)))
-    stoch = model.sample(post).view(3, 9, -1)
+    latent = sample_index(post).view(3, 9, -1)
     torch.manual_seed(5)
     context = model.context(batch, starts)
 
@@ -218,21 +311,27 @@ def test_the_context_is_what_recurrent_steps_reach(starts: int) -> None:
         deter[:, t] = last.masked_fill(batch.is_first[:, t, None], 0.0)
         for block, memory in enumerate(state.memories):
             memories[block][:, t], previous[block][:, t] = memory.memory, state.previous[block]
-        last = model.sequence.step(stoch[:, t], model.policy.encode(batch.action[:, t]), state)
+        last = model.sequence.step(latent[:, t], model.policy.encode(batch.action[:, t]), state)
 
     def starting(x: Tensor) -> Tensor:
         return x[:, 9 - starts :].flatten(0, 1)
 
-    assert len(context.deter) == 3 * starts
-    torch.testing.assert_close(context.stoch, starting(stoch))
+    count, inner = 3 * starts, model.sequence.blocks[0].inner
+    assert len(context.deter) == count
+    torch.testing.assert_close(context.latent, starting(latent))
     torch.testing.assert_close(context.deter, starting(deter), **CLOSE)
-    for block, found in enumerate(context.states):
-        torch.testing.assert_close(found.memory, starting(memories[block]), **CLOSE)
-        torch.testing.assert_close(found.previous, starting(previous[block]), **CLOSE)
     begins = starting(batch.is_first)
-    for found in (context.deter, *(x for state in context.states for x in state)):
-        assert (found[begins] == 0).all()
-        assert (found[~begins].flatten(1).abs().amax(1) > 0).all()
+    assert torch.equal(context.begins, begins)
+    found = [context.deter]
+    for _ in range(2):  # the context is not used up
+        state = context.recurrent_state(inner)
+        for block, memory in enumerate(state.memories):
+            found += [read_out(memory, count, inner), state.previous[block]]
+            torch.testing.assert_close(found[-2], starting(memories[block]), **CLOSE)
+            torch.testing.assert_close(found[-1], starting(previous[block]), **CLOSE)
+    for values in found:
+        assert (values[begins] == 0).all()
+        assert (values[~begins].flatten(1).abs().amax(1) > 0).all()
 
 
 # --------------------------------------------------------------------------------------- dropout
@@ -245,17 +344,18 @@ def test_a_dropped_token_passes_the_state_through() -> None:
     torch.manual_seed(0)
     block = LinearAttentionBlock(config.Models).train()
     is_first = torch.rand(20, 30) < 0.1
-    u = torch.randn(20, 30, 32)
+    u = torch.randn(20, 30, WIDTH)
     _, state = block(u, is_first, return_states=True)
+    states = state.memory.dense()
     block.eval()
     dropped = torch.zeros(20, 30)
     for t in range(30):
         mask = is_first[:, t, None] if t else torch.ones(20, 1, dtype=torch.bool)
-        before = state.memory[:, t - 1].masked_fill(mask.unsqueeze(-1), 0.0)
+        before = states[:, t - 1].masked_fill(mask.unsqueeze(-1), 0.0)
         memory = RecurrentMemory(before)
         block.step(u[:, t], u[:, t - 1].masked_fill(mask, 0.0), memory)
-        passed = (state.memory[:, t] == before).flatten(1).all(1)
-        torch.testing.assert_close(state.memory[~passed, t], memory.memory[~passed], **CLOSE)
+        passed = (states[:, t] == before).flatten(1).all(1)
+        torch.testing.assert_close(states[~passed, t], memory.memory[~passed], **CLOSE)
         dropped[:, t] = passed
     assert 0.33 < dropped.mean() < 0.47  # 0.4, and 3.5 standard deviations of 600 tokens
     assert dropped[is_first].mean() > 0.2
@@ -268,10 +368,10 @@ def test_dropout_near_1_keeps_the_state_and_eval_mode_drops_nothing() -> None:
     config = load_small("Models.WorldModel.Dropout=0.999")
     torch.manual_seed(0)
     block, is_first = LinearAttentionBlock(config.Models), torch.zeros(2, 8, dtype=torch.bool)
-    _, state = block.train()(torch.randn(2, 8, 32), is_first, return_states=True)
-    assert (state.memory == 0).all()
-    _, state = block.eval()(torch.randn(2, 8, 32), is_first, return_states=True)
-    assert (state.memory.flatten(2).abs().amax(2) > 0).all()
+    _, state = block.train()(torch.randn(2, 8, WIDTH), is_first, return_states=True)
+    assert (state.memory.dense() == 0).all()
+    _, state = block.eval()(torch.randn(2, 8, WIDTH), is_first, return_states=True)
+    assert (state.memory.dense().flatten(2).abs().amax(2) > 0).all()
 
 
 @torch.no_grad()
@@ -348,7 +448,7 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
     torch.manual_seed(0)
     prepared = model.codec.prepare(batch.obs.flatten(0, 1))
     post = model.encode(prepared)
-    stoch = model.sample(post)
+    stoch = as_vector(sample_index(post))
     action = F.one_hot(batch.action, ACTIONS).float()
     deter, _ = model.sequence(stoch.view(3, 7, -1), action, batch.is_first)
     flat = deter.flatten(0, 1)
@@ -359,7 +459,7 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
         "done_loss": F.binary_cross_entropy(
             model.done_head(flat).squeeze(-1).sigmoid(), batch.done.flatten().float()
         ),
-        "vae_ent": Categorical(logits=post).entropy().sum(-1).mean(),
+        "vae_ent": Categorical(probs=post).entropy().sum(-1).mean(),
     }
     for name, value in expected.items():
         torch.testing.assert_close(metrics[name], value.detach(), **CLOSE)
@@ -368,6 +468,23 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
     torch.testing.assert_close(total.detach(), parts)
     assert min(metrics[name].item() for name in ("dyn_loss", "rep_loss")) > 1
     assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
+
+
+def test_without_unimix_the_loss_and_its_gradients_stay_finite() -> None:
+    """A posterior and a prior so certain that probabilities underflow."""
+    config = load_small("Models.WorldModel.Unimix=0", NO_FREE_BITS)
+    model, batch = make_world_model(config).eval(), Data(firsts=FIRSTS).batch(config)
+    with torch.no_grad():
+        for norm in (model.posterior[-1], model.prior[-1]):
+            norm.weight *= 1e3
+    probs = model.encode(model.codec.prepare(batch.obs.flatten(0, 1)))
+    assert (probs == 0).any()
+    torch.testing.assert_close(probs.sum(-1), torch.ones(21, STOCH))
+    loss, metrics = model.loss(batch)
+    loss.backward()
+    assert all(torch.isfinite(value) for value in metrics.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert metrics["real_kl"] > 10
 
 
 def test_the_image_loss_ignores_pixels_that_agree_at_8_bits() -> None:
