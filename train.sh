@@ -21,6 +21,8 @@ given() { # given NAME ARGUMENTS...
     return 1
 }
 
+if given -h "$@" || given --help "$@"; then exec $python "pwm_$domain/train.py" -h; fi
+
 if [ "$domain" = atari ]; then task=ALE/Pong-v5; else task=cartpole_balance; fi
 device=$(flag -device "$($python -c 'import torch; print("cuda:0" if torch.cuda.is_available() else "cpu")')" "$@")
 task=$(flag -env_name "$task" "$@")

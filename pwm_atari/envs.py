@@ -170,9 +170,7 @@ def check_task(config: Config, task: str) -> None:
 def describe_protocol(config: Config) -> dict[str, Any]:
     """The protocol's name and settings, for the score files."""
     name = config.BasicSettings.Protocol
-    return {"name": name, "frame_skip": config.BasicSettings.FrameSkip} | asdict(
-        find_protocol(name)
-    )
+    return {"name": name, **asdict(find_protocol(name))}
 
 
 def make_env(config: Config, task: str, num_envs: int, seed: int) -> AtariEnv:

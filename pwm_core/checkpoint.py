@@ -29,9 +29,11 @@ RUNS = REPOSITORY / "ckpt"
 
 
 def _check_name(name: str) -> str:
-    if not re.fullmatch(r"[\w.+=-]+", name) or name.startswith("."):
+    if not re.fullmatch(r"[\w.+=-]{1,200}", name) or name.startswith("."):
+        shown = name if len(name) <= 60 else name[:57] + "..."
         raise UserError(
-            f"run name {name!r} is not valid: use letters, digits, '.', '_', '-', '+' and '='"
+            f"run name {shown!r} is not valid: use up to 200 letters, digits, '.', '_', '-', '+' "
+            "and '=', the first one not a dot"
         )
     return name
 
@@ -84,9 +86,12 @@ class RunFolder:
     def metadata(self) -> dict[str, Any]:
         """What ``run.json`` holds."""
         try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UserError(f"{self.path / 'run.json'} is missing or damaged") from None
+            about = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            if isinstance(about["task"], str) and isinstance(about["domain"], str):
+                return about
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise UserError(f"{self.path / 'run.json'} is missing or damaged") from None
 
     @property
     def _config(self) -> Path:
@@ -102,9 +107,13 @@ class RunFolder:
         """Where videos go."""
         return self.path / "videos"
 
+    def checkpoint(self, step: int) -> Path:
+        """The weights saved at ``step``."""
+        return self.path / "checkpoints" / f"{step:09d}.pt"
+
     def save(self, step: int, weights: dict[str, Any], state: dict[str, Any]) -> Path:
         """Write a checkpoint; the state last, since it names the weights it belongs to."""
-        path = self.path / "checkpoints" / f"{step:09d}.pt"
+        path = self.checkpoint(step)
         write_tensors(path, {"step": step, **weights})
         write_tensors(self.path / "state.pt", {"step": step, **state})
         return path
@@ -127,7 +136,7 @@ class RunFolder:
             return steps
         if which == "last":
             return steps[-1:]
-        if not which.isdigit() or int(which) not in steps:
+        if not re.fullmatch("[0-9]+", which) or int(which) not in steps:
             raise UserError(
                 f"-checkpoint {which}: run {self.name} has {', '.join(map(str, steps))}; "
                 "write last, all or one of them"
@@ -140,7 +149,7 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
-        path = self.path / "checkpoints" / f"{step:09d}.pt"
+        path = self.checkpoint(step)
         try:
             return torch.load(path, map_location=device, weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:

@@ -27,21 +27,22 @@ EVALUATION_SEEDS = 2**32
 """Added to the seed when evaluating, so that no training episode is evaluated on."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """One line for a bad flag, like every other bad input."""
 
     def error(self, message: str) -> NoReturn:
+        """Called by argparse for bad flags."""
         raise UserError(f"{message}; see {self.prog} -h")
 
 
-def _parser(description: str, domain: Domain) -> _Parser:
-    parser = _Parser(description=description, allow_abbrev=False)
+def _parser(description: str, domain: Domain) -> Parser:
+    parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("-n", "-run_name", dest="name", required=True, help="name of the run")
     parser.add_argument(
         "-config_path", default=None, help=f"YAML file; the defaults are {domain.defaults}"
     )
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:N or auto (the default)")
-    parser.add_argument("-seed", type=int, default=None, help="overrides BasicSettings.Seed")
+    parser.add_argument("-seed", type=_seed, default=None, help="overrides BasicSettings.Seed")
     parser.add_argument(
         "-set",
         action="append",
@@ -51,6 +52,12 @@ def _parser(description: str, domain: Domain) -> _Parser:
     )
     domain.add_arguments(parser)
     return parser
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2**32 - 1")
+    return int(text)
 
 
 def _overrides(arguments: argparse.Namespace, domain: Domain) -> list[str]:
@@ -117,9 +124,9 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
         storage=settings.BufferStorage,
         directory=folder.path / "replay",
     )
-    folder.begin(config, about)
     print(f"training {task} on {device}, seed {seed}; everything of this run is in {folder.path}")
     sinks = _sinks(loggers, folder, domain, {**about, "config": config.model_dump(mode="json")})
+    folder.begin(config, about)
     tracker = Tracker(folder.metrics, folder.videos, sinks)
     try:
         Trainer(config, task, env, agent, replay, tracker, folder, rng).run()
@@ -190,14 +197,18 @@ def evaluate_run(domain: Domain, argv: list[str] | None = None) -> None:
         seed=seed,
     )
     scores = ScoreFile(folder.name, settings, _provenance(domain, config, about))
-    if scores.set_aside is not None:
-        print(f"note: scores made under other settings were moved to {scores.set_aside}")
     for step in steps:
         seed_everything(seed)
         env = domain.make_env(config, task, settings.envs, seed + EVALUATION_SEEDS)
         try:
             agent = make_agent(domain, config, env, arguments.device)
-            agent.load_weights(folder.load_weights(step, device))
+            weights = folder.load_weights(step, device)
+            try:
+                agent.load_weights(weights)
+            except (RuntimeError, KeyError, TypeError):
+                raise UserError(
+                    f"{folder.checkpoint(step)} does not fit the run's config.yaml"
+                ) from None
             began = time.monotonic()
             returns = evaluate(agent, env, episodes, greedy=arguments.greedy)
             scores.add(step, step * env.frame_skip, returns)
@@ -214,7 +225,10 @@ def _provenance(domain: Domain, config: Config, about: dict[str, Any]) -> dict[s
     """What a score file says beside its settings."""
     return {
         "domain": domain.name,
-        "protocol_settings": domain.protocol(config),
+        "protocol_settings": {
+            **domain.protocol(config),
+            "frame_skip": config.BasicSettings.FrameSkip,
+        },
         "training": about,
         "versions": versions(),
         "commit": git_commit(),
@@ -227,7 +241,12 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     try:
         command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

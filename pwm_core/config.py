@@ -24,21 +24,30 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def _parse_shape(value: Any) -> Any:
     """The published files write the shape as the string "(64, 64, 3)"."""
     if isinstance(value, str) and re.fullmatch(r"[\[(][\d\s,]+[\])]", value.strip()):
-        return tuple(int(number) for number in re.findall(r"\d+", value))
-    return tuple(value) if isinstance(value, list) else value
+        value = [int(number) for number in re.findall(r"\d+", value)]
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 3
+        or not all(type(size) is int and size > 0 for size in value)
+    ):
+        raise ValueError("it must be height, width and channels, as (64, 64, 3)")
+    return tuple(value)
 
 
-def _refuse_bool(value: Any) -> Any:
-    """``True`` is an int to Python, but never a count or a rate to the user."""
+def _number(value: Any) -> Any:
+    """``True`` is an int to Python, but never a count or a rate to the user; ``1e5``, a string to
+    YAML, is a number to the user."""
     if isinstance(value, bool):
         raise ValueError("a number is needed, not true or false")
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[\d.]+[eE][+-]?\d+\s*", value):
+        return float(value)
     return value
 
 
-Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
-Positive = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, le=1)]
-NonNegative = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
+NonNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 Activation = Literal["SiLU", "Mish", "ReLU", "GELU", "ELU"]
 
 
@@ -49,7 +58,7 @@ class _Section(BaseModel):
 class BasicSettings(_Section):
     """What holds for the whole run."""
 
-    Seed: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**32)]
+    Seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**32)]
     """Seeds torch, NumPy and the environments; the flag ``-seed`` overrides it."""
     ObsShape: Annotated[tuple[int, int, int], BeforeValidator(_parse_shape)]
     """(height, width, channels) of an image observation."""
@@ -79,7 +88,7 @@ class JointTrainAgent(_Section):
     """Environments stepped together while training."""
     BatchSize: Count
     """Replayed sequences per update (B)."""
-    BatchLength: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=2)]
+    BatchLength: Annotated[int, BeforeValidator(_number), Field(ge=2)]
     """Steps per replayed sequence (T)."""
     ImagineBatchSize: Count
     """How many of the batch's sequences are imagined from."""
@@ -126,7 +135,7 @@ class WorldModelConfig(_Section):
     """Normalise the attention output before its projection."""
     OutputTanh: bool
     """tanh on the last block's output."""
-    Dropout: Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, lt=1)]
+    Dropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
     """Token dropout and ordinary dropout in the blocks, while training."""
     Unimix: Fraction
     """Share of the uniform distribution mixed into every latent categorical."""
@@ -181,7 +190,7 @@ class Models(_Section):
 
     Hidden: Count
     """Width of the sequence model and of the heads (D)."""
-    NumBin: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=2)]
+    NumBin: Annotated[int, BeforeValidator(_number), Field(ge=2)]
     """Bins of the symlog two-hot heads."""
     MaxBin: Positive
     """Largest bin, in symlog space."""
@@ -189,9 +198,9 @@ class Models(_Section):
     """Activation of encoders, decoders and heads."""
     Stoch: Count
     """Categoricals in the latent."""
-    Discrete: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=2)]
+    Discrete: Annotated[int, BeforeValidator(_number), Field(ge=2)]
     """Classes of each."""
-    Gamma: Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, lt=1)]
+    Gamma: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
     """Discount."""
     GammaPerFrame: bool
     """Gamma is per frame: an agent step is discounted by Gamma ** FrameSkip."""
@@ -206,7 +215,8 @@ class Models(_Section):
 class Config(_Section):
     """A whole config file."""
 
-    Task: str
+    Task: Literal["JointTrainAgent"]
+    """What the published files call their one training procedure."""
     BasicSettings: BasicSettings
     JointTrainAgent: JointTrainAgent
     Models: Models
@@ -242,6 +252,11 @@ def _impossible(config: Config) -> Iterable[tuple[str, str]]:
             f"must be at least BatchLength x NumEnvs = {train.BatchLength * train.NumEnvs}, "
             "so that a whole sequence can be sampled",
         )
+    if train.SampleMaxSteps <= train.BufferWarmUp:
+        yield (
+            "JointTrainAgent.SampleMaxSteps",
+            f"must be above BufferWarmUp = {train.BufferWarmUp}, or nothing is trained",
+        )
     if train.BufferMaxLength < train.BatchLength * train.NumEnvs:
         yield (
             "JointTrainAgent.BufferMaxLength",
@@ -266,9 +281,22 @@ def find_config(path: str | Path) -> Path:
     raise UserError(f"config file {path} does not exist; there are {', '.join(here)}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key} is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {reason[:300]}") from None
@@ -321,6 +349,8 @@ def _explain(error: pydantic.ValidationError, source: str) -> str:
         return f"{source}: unknown key {key}{hint}"
     if first["type"] == "missing":
         return f"{source}: {key} is missing"
+    if first["type"] == "model_type":
+        return f"{source}: {key} must be a section of keys: {', '.join(_section_keys(location))}"
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     given = repr(first["input"])
@@ -344,7 +374,7 @@ def load_config(
     Raises:
         UserError: a file is missing, a key unknown, a type wrong or a value impossible.
     """
-    path = find_config(path)
+    path, overrides = find_config(path), list(overrides)
     content = _read(path)
     if defaults is not None:
         content = _overlay(_read(find_config(defaults)), content)
@@ -353,8 +383,19 @@ def load_config(
         content = _overlay(content, _parse_override(override))
         config = _validate(content, f"-set {override}")
     for key, need in _impossible(config):  # after all of them: keys that go together may change
-        raise UserError(f"{path}: {key} is impossible: it {need}")
+        named = [f"-set {text}" for text in overrides if text.partition("=")[0].strip() == key]
+        raise UserError(
+            f"{[str(path), *named][-1]}: {key} = {_value(config, key)} is impossible: it {need}"
+        )
     return config
+
+
+def _value(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def dump_config(config: Config) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,10 @@ from pwm_core.files import write_text
 from pwm_core.tracking import progress_bar
 
 RESULTS = REPOSITORY / "eval_result"
+
+
+DECISIVE = ("protocol_settings", "training")
+"""What of a score file's provenance must be equal for rows to stand together."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,12 @@ def evaluate(
     episodes: int,
     *,
     greedy: bool = False,
-    on_frames: Callable[[np.ndarray], None] | None = None,
 ) -> list[float]:
     """Play ``episodes`` whole episodes; their undiscounted returns, environment by environment.
 
     Args:
         env: its environments share the episodes; those done with their quota play on unseen.
         greedy: the policy's mode instead of samples.
-        on_frames: is given every observation (N, ...), the first included.
     """
     wanted = quotas(episodes, env.num_envs)
     returns: list[list[float]] = [[] for _ in wanted]
@@ -60,8 +60,6 @@ def evaluate(
     obs, is_first = env.reset(), np.ones(env.num_envs, bool)
     with progress_bar(episodes, "episode") as bar:
         while any(len(r) < n for r, n in zip(returns, wanted, strict=True)):
-            if on_frames is not None:
-                on_frames(obs)
             step = env.step(agent.act(obs, is_first, state, greedy=greedy))
             obs, is_first = step.obs, step.is_first
             for episode in step.finished:
@@ -81,8 +79,8 @@ def standard_error(returns: list[float]) -> float:
 class ScoreFile:
     """``eval_result/<name>.csv``, one row per checkpoint, and ``<name>.json`` that explains it.
 
-    Scores made under other settings are never mixed in: the files that hold them are set aside
-    under ``<name>.1.csv`` and so on.
+    Scores of another training run or made by other rules are never mixed in: the files that hold
+    them move to ``eval_result/set_aside/`` when the first new row is written.
     """
 
     def __init__(self, name: str, settings: Settings, provenance: dict[str, Any]) -> None:
@@ -91,28 +89,33 @@ class ScoreFile:
         self._rows: dict[int, list[str]] = {}
         self._header = ["step", "frames", "mean", "std"]
         self._header += [f"return_{i}" for i in range(settings.episodes)]
-        self.set_aside: Path | None = None
-        if self.csv.exists():
-            if self._same_settings(asdict(settings)):
-                self._rows = self._read()
-            else:
-                self._move_away()
+        decisive = {**asdict(settings), **{key: provenance.get(key) for key in DECISIVE}}
+        self._others = self.csv.exists() and not self._made_by(decisive)
+        if self.csv.exists() and not self._others:
+            self._rows = self._read()
 
-    def _same_settings(self, settings: dict[str, Any]) -> bool:
+    def _made_by(self, decisive: dict[str, Any]) -> bool:
         try:
             before = json.loads(self.json.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return all(before.get(key) == value for key, value in decisive.items())
+        except (OSError, ValueError, AttributeError):
             return False
-        return all(before.get(key) == value for key, value in settings.items())
 
-    def _move_away(self) -> None:
+    def _set_aside(self) -> None:
+        """Move scores made otherwise out of the way, and say where."""
+        folder = RESULTS / "set_aside"
+        folder.mkdir(exist_ok=True)
         number = 1
-        while self.csv.with_suffix(f".{number}.csv").exists():
+        while (folder / f"{self.csv.stem}-{number}.csv").exists():
             number += 1
-        self.set_aside = self.csv.with_suffix(f".{number}.csv")
-        self.csv.rename(self.set_aside)
-        if self.json.exists():
-            self.json.rename(self.json.with_suffix(f".{number}.json"))
+        for path in (self.csv, self.json):
+            if path.exists():
+                path.rename(folder / f"{path.stem}-{number}{path.suffix}")
+        print(
+            "note: the earlier scores of that name were of another run or made by other rules; "
+            f"they are now {folder / f'{self.csv.stem}-{number}.csv'}"
+        )
+        self._others = False
 
     def _read(self) -> dict[int, list[str]]:
         with open(self.csv, newline="", encoding="utf-8") as file:
@@ -123,6 +126,8 @@ class ScoreFile:
 
     def add(self, step: int, frames: int, returns: list[float]) -> None:
         """Write the row of ``step``, in place of an earlier one of the same step."""
+        if self._others:
+            self._set_aside()
         values = [float(np.mean(returns)), float(np.std(returns)), *returns]
         self._rows[step] = [str(step), str(frames), *(f"{value:.10g}" for value in values)]
         lines = [self._header, *(self._rows[key] for key in sorted(self._rows))]

@@ -5,7 +5,6 @@ python -m pwm_core.plot ckpt/<run name> [more runs] -o curve.png
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def plot(runs: list[Path], output: Path) -> None:
 
 def main() -> None:
     """Parse the flags, draw, say where."""
-    parser = argparse.ArgumentParser(description="Learning curves of runs as a PNG.")
+    parser = cli.Parser(description="Learning curves of runs as a PNG.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("-o", "--output", type=Path, default=Path("curve.png"))
     arguments = parser.parse_args()

@@ -31,7 +31,8 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    known = device is not None and (device.type == "cuda" or str(device) in ("cpu", "cpu:0"))
+    if not known:
         raise UserError(f"-device {name} is not valid: write cpu, cuda or cuda:N")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

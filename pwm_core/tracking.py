@@ -18,6 +18,9 @@ from tqdm import tqdm
 from pwm_core.errors import UserError
 
 LOGGERS = ("wandb", "tensorboard")
+WANDB_MODES = ("online", "offline", "disabled")
+WANDB_TIMEOUT = 30
+"""Seconds to wait for wandb's server before recording offline."""
 FRAMES_PER_SECOND = 15
 
 
@@ -77,20 +80,35 @@ class Wandb:
             raise UserError("wandb is not installed: pip install wandb, or -logger none") from None
         self._wandb = wandb
         mode = wandb_mode()
+        if mode not in WANDB_MODES:
+            raise UserError(
+                f"WANDB_MODE={mode} is not valid: it must be {', '.join(WANDB_MODES)}, or unset"
+            )
         if mode == "offline":
             print(
                 "wandb: no API key is set, so the run is recorded offline in "
                 f"{directory / 'wandb'}; `wandb sync` uploads it, -logger none turns this off"
             )
-        self._run = wandb.init(
-            project=project,
-            name=name,
-            dir=directory,
-            config=config,
-            group=config.get("task"),
-            mode=mode,
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        directory.mkdir(parents=True, exist_ok=True)
+
+        def begin(mode: str) -> Any:
+            return wandb.init(
+                project=project,
+                name=name,
+                dir=directory,
+                config=config,
+                group=config.get("task"),
+                mode=mode,
+                settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_TIMEOUT),
+            )
+
+        try:
+            self._run = begin(mode)
+        except wandb.Error as error:
+            if mode != "online":
+                raise UserError(f"wandb cannot start: {error}; or use -logger none") from None
+            print(f"wandb: the server cannot be used ({error}); the run is recorded offline")
+            self._run = begin("offline")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 

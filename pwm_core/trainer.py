@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pwm_core.agent import Agent
 from pwm_core.checkpoint import RunFolder
 from pwm_core.config import Config
-from pwm_core.envs import VectorEnv
+from pwm_core.envs import Finished, VectorEnv
 from pwm_core.replay_buffer import ReplayBuffer
 from pwm_core.tracking import MeanMetrics, Tracker, progress_bar
 from pwm_core.video import log_videos
@@ -70,23 +70,28 @@ class Trainer:
         result = self.env.step(action)
         self.replay.add(obs, action, result.reward, result.done, is_first)
         self.step += self.env.num_envs
-        for episode in result.finished:
-            self.episodes += 1
-            self.tracker.log(
-                self.step,
-                {
-                    f"Rollout/{self.task}_reward": episode.episode_return,
-                    "Rollout/length": episode.length,
-                    "Rollout/episodes": self.episodes,
-                },
-            )
-            bar.set_postfix_str(f"return {episode.episode_return:g}", refresh=False)
+        if result.finished:
+            self._log_episodes(result.finished, bar)
         if learning:
             self._train()
             self._log()
         if self._crossed(self.settings.SaveEverySteps):
             self.save()
         return result.obs, result.is_first
+
+    def _log_episodes(self, finished: list[Finished], bar: tqdm) -> None:
+        """Episodes that ended at this step: the mean, where several did."""
+        self.episodes += len(finished)
+        mean = float(np.mean([episode.episode_return for episode in finished]))
+        self.tracker.log(
+            self.step,
+            {
+                f"Rollout/{self.task}_reward": mean,
+                "Rollout/length": float(np.mean([episode.length for episode in finished])),
+                "Rollout/episodes": self.episodes,
+            },
+        )
+        bar.set_postfix_str(f"return {mean:g}", refresh=False)
 
     def _crossed(self, every: int) -> int:
         """How many multiples of ``every`` the last step reached or passed."""

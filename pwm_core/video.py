@@ -28,8 +28,8 @@ def log_videos(agent: Agent, batch: Batch) -> dict[str, np.ndarray]:
     ``Observation`` and ``Reconstruction`` show the same replayed steps, ``Imagination`` the
     rollouts that the policy imagines from the last of them.
     """
-    rows = Batch(*(field[:ROWS] for field in batch))
-    count = len(rows.is_first)
+    count = min(ROWS, len(batch.is_first), agent.config.JointTrainAgent.ImagineBatchSize)
+    rows = Batch(*(field[:count] for field in batch))
     model = agent.world_model.eval()
     prepared = model.codec.prepare(rows.obs.flatten(0, 1))
     observed = model.codec.frames(prepared)

@@ -1,19 +1,10 @@
-"""The DeepMind Control environments, against dm_control itself.
-
-Anything about rendering or exit runs in a process of its own: dm_control decides on a renderer
-once per process, and this one imports it without any.
-"""
+"""The DeepMind Control environments, against dm_control itself. For frames: test_dmc_rendering."""
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,12 +14,18 @@ from pwm_core.envs import VectorEnv, env_seeds
 from pwm_core.errors import UserError
 from pwm_dmc import envs
 from pwm_dmc.envs import DMCEnv
+from tests.helpers_processes import (
+    SLEEP,
+    alive,
+    all_leave,
+    no_longer_than,
+    run_script,
+    start_script,
+)
 
 with pytest.MonkeyPatch.context() as _patch:
     _patch.setenv("MUJOCO_GL", "disabled")
     from dm_control import suite
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # Those of the published results: two are not in suite.BENCHMARKING, one has another name there.
 PUBLISHED_TASKS = (
@@ -78,36 +75,6 @@ def make() -> Iterator:
     yield _make
     for env in made:
         env.close()
-
-
-def run_script(body: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
-    """Run ``body`` in a fresh interpreter, as a user's script would run."""
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")
-    }
-    environment |= {"PYTHONPATH": str(ROOT), **variables}
-    return subprocess.run(
-        [sys.executable, "-O", "-c", body],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-@functools.cache
-def works(renderer: str) -> bool:
-    return not envs._try_renderer(renderer)
-
-
-def need(renderer: str | None = None) -> str:
-    """Skip the test unless ``renderer`` (or, by default, any) works here; returns its name."""
-    names = ("egl", "osmesa") if renderer is None else (renderer,)
-    for name in names:
-        if works(name):
-            return name
-    pytest.skip(f"no renderer on this machine: {' or '.join(names)}")
 
 
 @pytest.mark.parametrize("frame_skip", [2, 3])
@@ -195,7 +162,7 @@ def test_the_action_space_has_the_true_bounds(make):
 def test_actions_are_clipped_to_the_bounds(make):
     env = make("quadruped_walk")
     env.reset()
-    physics = env._groups[0]._group._envs[0]._env.physics
+    physics = env._groups[0].target._envs[0]._env.physics
     for value, bound in ((5, env.action_space.high), (-5, env.action_space.low)):
         env.step(np.full((1, 12), value, np.float32))
         np.testing.assert_array_equal(physics.control(), bound)
@@ -245,10 +212,23 @@ def test_episodes_of_one_environment_differ(make):
     assert len({start.tobytes() for start in starts}) == len(starts) == 4
 
 
-@pytest.mark.parametrize(("num_envs", "workers"), [(2, None), (3, 2), (3, 1), (1, 1), (2, 5)])
-def test_workers_give_what_single_environments_give(make, num_envs, workers):
+CPUS = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "workers", "processes"),
+    [
+        (3, 2, 2),
+        (2, 5, 2),
+        pytest.param(3, None, min(3, CPUS), marks=pytest.mark.slow),
+        pytest.param(3, 1, 1, marks=pytest.mark.slow),
+        pytest.param(1, 1, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_workers_give_what_single_environments_give(make, num_envs, workers, processes):
     """Each environment has its own seed, in order, however they are spread over processes."""
     env = make("reacher_easy", num_envs, seed=5, frame_skip=100, workers=workers)
+    assert len({group.process.pid for group in env._groups}) == processes
     references = [Reference("reacher", "easy", int(s), 100) for s in env_seeds(5, num_envs)]
     np.testing.assert_array_equal(env.reset(), np.stack([r.obs for r in references]))
     assert len({r.obs.tobytes() for r in references}) == num_envs
@@ -265,45 +245,37 @@ def test_workers_give_what_single_environments_give(make, num_envs, workers):
         assert [entry.env for entry in step.finished] == (list(range(num_envs)) * (t % 10 == 0))
 
 
-def test_processes_are_as_many_as_asked_and_gone_after_close(make):
-    env = make("pendulum_swingup", 3, workers=2)
+def test_processes_are_as_many_as_cpus_and_gone_after_close(make):
+    env = make("pendulum_swingup", 3)
     workers = [group.process for group in env._groups]
-    assert len(workers) == 2
+    assert len(workers) == min(3, CPUS)
+    assert [worker.poll() for worker in workers] == [None] * len(workers)
     env.close()
     env.close()
-    assert [worker.poll() for worker in workers] == [0, 0]
-    assert len(make("pendulum_swingup", 2, workers=5)._groups) == 2
-    assert len(make("pendulum_swingup", 3)._groups) == min(3, len(os.sched_getaffinity(0)))
+    assert [worker.poll() for worker in workers] == [0] * len(workers)
 
 
-@pytest.fixture
-def alarm() -> Iterator[None]:
-    """Ends a test that hangs."""
-
-    def ring(*_) -> None:
-        raise TimeoutError("hangs")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(30)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
-@pytest.mark.usefixtures("alarm")
 def test_a_worker_that_dies_is_an_error_and_no_hang(make):
     env = make("pendulum_swingup", 2, workers=2)
     env.reset()
     env.step(np.zeros((2, 1), np.float32))
     workers = [group.process for group in env._groups]
     workers[1].kill()
-    started = time.monotonic()
-    with pytest.raises(UserError, match="environments has died: killed by SIGKILL") as raised:
-        env.step(np.zeros((2, 1), np.float32))
+    with no_longer_than(5):
+        with pytest.raises(UserError, match="environments has died: killed by SIGKILL") as raised:
+            env.step(np.zeros((2, 1), np.float32))
+        env.close()
     assert "\n" not in str(raised.value)
-    env.close()
     assert workers[0].poll() == 0
-    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_recv_without_send_is_an_error_and_no_hang(make, workers):
+    env = make("pendulum_swingup", workers=workers)
+    first = env.reset()
+    with no_longer_than(5), pytest.raises(RuntimeError, match="no send before"):
+        env.recv()
+    assert env.step(np.zeros((1, 1), np.float32)).obs.shape == first.shape
 
 
 def test_an_exception_in_a_worker_is_raised_with_its_traceback(make):
@@ -318,7 +290,7 @@ def test_a_simulation_that_diverges_begins_the_next_episode(make, caplog):
     env = make("hopper_hop")
     env.reset()
     env.step(np.zeros((1, 4), np.float32))
-    env._groups[0]._group._envs[0]._env.physics.data.qvel[:] = 1e20
+    env._groups[0].target._envs[0]._env.physics.data.qvel[:] = 1e20
     step = env.step(np.zeros((1, 4), np.float32))
     assert step.is_first[0]
     assert not step.done[0]
@@ -380,14 +352,6 @@ def test_make_env_follows_the_config():
     }
 
 
-def test_make_env_makes_frames_of_the_configs_size(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", need())
-    config = dmc_config(ObsType="visual", ObsShape=[32, 32, 3])
-    env = envs.make_env(config, "walker_walk", 1, 0)
-    assert env.reset().shape == (1, *env.observation_space.shape) == (1, 32, 32, 3)
-    env.close()
-
-
 @pytest.mark.parametrize(
     ("basic", "task", "message"),
     [
@@ -412,79 +376,6 @@ def test_check_obs_type():
         envs.check_obs_type("pixels")
 
 
-# Frames of dm_control itself: the first, then one after each of the actions.
-REFERENCE_FRAMES = """
-import sys
-import numpy as np
-from dm_control import suite
-domain, task, seed, camera, frame_skip, source, target = sys.argv[1:]
-env = suite.load(domain, task, task_kwargs={"random": int(seed)})
-env.reset()
-frames = [env.physics.render(64, 64, camera_id=int(camera))]
-for action in np.load(source):
-    for _ in range(int(frame_skip)):
-        if env.step(action).last():
-            env.reset()
-            break
-    frames.append(env.physics.render(64, 64, camera_id=int(camera)))
-np.save(target, frames)
-env.physics.free()
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "domain", "task", "camera"),
-    [
-        ("walker_walk", "walker", "walk", 0),
-        ("quadruped_walk", "quadruped", "walk", 2),
-        ("cup_catch", "ball_in_cup", "catch", 0),
-    ],
-)
-def test_frames_equal_dm_controls_own(make, monkeypatch, tmp_path, name, domain, task, camera):
-    """In the course of an episode and at the start of the next."""
-    monkeypatch.setenv("MUJOCO_GL", need())
-    env = make(name, obs_type="visual", frame_skip=200)
-    assert env.observation_space.shape == (64, 64, 3)
-    actions = [env.random_actions(np.random.default_rng(t)) for t in range(7)]
-    frames = [env.reset()[0]]
-    for t, action in enumerate(actions, 1):
-        step = env.step(action)
-        assert step.is_first[0] == (t == 5)
-        frames.append(step.obs[0])
-    np.save(tmp_path / "actions.npy", np.concatenate(actions))
-    arguments = [domain, task, env_seeds(0, 1)[0], camera, 200]
-    arguments += [tmp_path / "actions.npy", tmp_path / "frames.npy"]
-    command = [sys.executable, "-c", REFERENCE_FRAMES, *map(str, arguments)]
-    subprocess.run(command, check=True, timeout=120)
-    expected = np.load(tmp_path / "frames.npy")
-    assert frames[0].dtype == env.observation_space.dtype == expected.dtype == np.uint8
-    np.testing.assert_array_equal(np.stack(frames), expected)
-    assert len({frame.tobytes() for frame in frames}) == len(frames)
-
-
-def test_proprio_and_visual_environments_live_in_one_process(make, monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", need())
-    proprio = make("pendulum_swingup")
-    visual = make("pendulum_swingup", 2, obs_type="visual", image_size=32)
-    assert proprio.reset().shape == (1, 3)
-    assert visual.reset().shape == (2, 32, 32, 3)
-    assert os.environ["MUJOCO_GL"] == need()
-
-
-MAKE = """
-import os, sys
-from pwm_core.errors import UserError
-from pwm_dmc import envs
-try:
-    env = envs.DMCEnv("{task}", {num_envs}, 0, obs_type="{obs_type}", frame_skip=2)
-except UserError as error:
-    print("UserError", error)
-    raise SystemExit(2)
-env.reset()
-env.step(env.action_space.sample()[None].repeat({num_envs}, 0))
-"""
-
-
 def test_importing_the_module_does_not_import_dm_control():
     run = run_script(
         "import sys, pwm_dmc.envs; print([m for m in sys.modules if 'mujoco' in m or "
@@ -493,118 +384,41 @@ def test_importing_the_module_does_not_import_dm_control():
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
 
 
-@pytest.mark.parametrize("num_envs", [1, 2])
-def test_proprioception_needs_no_renderer(num_envs):
-    body = MAKE.format(task="walker_walk", num_envs=num_envs, obs_type="proprio")
-    run = run_script(body + "print('stepped', os.environ['MUJOCO_GL'])", MUJOCO_GL="broken")
-    assert (run.stdout.strip(), run.stderr, run.returncode) == ("stepped broken", "", 0)
-
-
-def broken_libraries(folder: Path) -> dict[str, str]:
-    """Environment variables under which neither EGL nor OSMesa works."""
-    for name in ("libOSMesa.so", "libOSMesa.so.8", "libOSMesa.so.6"):
-        (folder / name).write_bytes(b"")
-    return {"LD_LIBRARY_PATH": str(folder), "MUJOCO_EGL_DEVICE_ID": "99"}
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({}, ("egl: ", "osmesa: ", "libegl1", "libosmesa6", "no headless renderer works")),
-        ({"MUJOCO_GL": "osmesa"}, ("MUJOCO_GL cannot render", "osmesa: ", "libosmesa6")),
-        ({"MUJOCO_GL": "egl"}, ("MUJOCO_GL cannot render", "egl: ", "libegl1")),
-        ({"MUJOCO_GL": "nonsense"}, ("MUJOCO_GL cannot render", "nonsense: ", "unset it")),
-        ({"MUJOCO_GL": "disabled"}, ("MUJOCO_GL cannot render", "disabled: ", "unset it")),
-    ],
-)
-def test_no_renderer_is_one_clear_line(tmp_path, variables, expected):
-    body = MAKE.format(task="walker_walk", num_envs=1, obs_type="visual")
-    run = run_script(body, **broken_libraries(tmp_path), **variables)
-    assert (run.returncode, run.stderr) == (2, "")
-    assert run.stdout.startswith("UserError ")
-    assert run.stdout.count("\n") == 1
-    assert all(part in run.stdout for part in expected), run.stdout
-
-
-def test_osmesa_is_taken_where_egl_does_not_work():
-    need("osmesa")
-    body = "from pwm_dmc.envs import working_renderer; print(working_renderer())"
-    assert run_script(body, MUJOCO_EGL_DEVICE_ID="99").stdout.strip() == "osmesa"
-
-
-LEAVE = {
-    "not closed": "",
-    "closed": "env.close()",
-    "an exception": "raise SystemExit(3)",
-    "held by a global": "import builtins; builtins.kept = env",
-}
-
-
-@pytest.mark.parametrize(
-    ("renderer", "how"),
-    [
-        ("egl", "not closed"),
-        ("egl", "an exception"),
-        ("osmesa", "not closed"),
-        ("osmesa", "closed"),
-        ("osmesa", "held by a global"),
-    ],
-)
-def test_a_visual_process_leaves_in_silence(renderer, how):
-    need(renderer)
-    body = MAKE.format(task="cheetah_run", num_envs=2, obs_type="visual")
-    body += "print(*[group.process.pid for group in env._groups])\n" + LEAVE[how]
-    run = run_script(body, MUJOCO_GL=renderer)
-    assert (run.returncode, run.stderr) == (3 if how == "an exception" else 0, "")
-    pids = [int(pid) for pid in run.stdout.split()]
-    assert pids
-    assert not any(alive(pid) for pid in pids)
+MAKE = """
+import os
+from pwm_dmc.envs import DMCEnv
+env = DMCEnv("cheetah_run", {num_envs}, 0, obs_type="proprio", frame_skip=2)
+env.reset()
+env.step(env.action_space.sample()[None].repeat({num_envs}, 0))
+workers = env._groups if {num_envs} > 1 else []
+print(os.environ.get("MUJOCO_GL"), *[worker.process.pid for worker in workers], flush=True)
+"""
 
 
 @pytest.mark.parametrize("num_envs", [1, 2])
-def test_a_proprio_process_leaves_in_silence(num_envs):
-    body = MAKE.format(task="cheetah_run", num_envs=num_envs, obs_type="proprio")
-    run = run_script(body + "print(os.environ.get('MUJOCO_GL'))")
-    assert (run.returncode, run.stdout.strip(), run.stderr) == (0, "None", "")
+@pytest.mark.parametrize(
+    "variables", [{"MUJOCO_GL": "broken"}, pytest.param({}, marks=pytest.mark.slow)]
+)
+def test_proprioception_needs_no_renderer_and_leaves_in_silence(num_envs, variables):
+    run = run_script(MAKE.format(num_envs=num_envs), **variables)
+    renderer, *pids = run.stdout.split()
+    assert renderer == variables.get("MUJOCO_GL", "None")
+    assert (run.stderr, run.returncode) == ("", 0)
+    assert bool(pids) == (num_envs > 1)
+    assert all_leave([int(pid) for pid in pids], seconds=0)
 
 
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"  # an orphan that nobody has collected yet
-
-
+@pytest.mark.slow  # test_workers.py has the same of any worker
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
 def test_workers_leave_when_the_parent_is_killed_or_interrupted(signal_number):
-    body = MAKE.format(task="pendulum_swingup", num_envs=2, obs_type="proprio")
-    body += """
-import time
-try:
-    print(*[group.process.pid for group in env._groups], flush=True)
-    time.sleep(60)
-except KeyboardInterrupt:
-    pass
-"""
-    parent = subprocess.Popen(
-        [sys.executable, "-c", body],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    parent = start_script(MAKE.format(num_envs=2) + SLEEP)
+    pids = [int(pid) for pid in parent.stdout.readline().split()[1:]]
+    assert parent.stdout.readline() == "asleep\n"
     assert pids
     assert all(alive(pid) for pid in pids)
     if signal_number == signal.SIGINT:
-        os.killpg(parent.pid, signal.SIGINT)  # as Ctrl-C does: to the workers as well
+        os.killpg(parent.pid, signal.SIGINT)
     else:
         parent.kill()
-    _, errors = parent.communicate(timeout=20)
-    deadline = time.monotonic() + 10
-    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(alive(pid) for pid in pids)
-    assert errors == ""
+    assert parent.communicate(timeout=20) == ("", "")
+    assert all_leave(pids)

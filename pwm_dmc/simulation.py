@@ -1,0 +1,150 @@
+"""The simulated environments of one process.
+
+A worker imports this module and no other of the domain. It imports dm_control, which then settles
+how this process draws: see ``pwm_dmc.rendering``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import gymnasium
+import numpy as np
+from dm_control import mujoco, suite
+from dm_control.rl.control import PhysicsError
+
+_CAMERAS = {"quadruped": 2}  # camera 0 everywhere else
+_log = logging.getLogger(__name__)
+
+Spaces = tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]
+"""Of an observation and of an action."""
+
+
+class Settings(NamedTuple):
+    """What the environments of one ``DMCEnv`` have in common.
+
+    Attributes:
+        task: as the user wrote it.
+        suite_task: domain and task, as ``suite.load`` wants them.
+        obs_type, frame_skip, image_size: see ``DMCEnv``.
+    """
+
+    task: str
+    suite_task: tuple[str, str]
+    obs_type: str
+    frame_skip: int
+    image_size: int
+
+
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+    """dm_control's own models make MuJoCo warn of deprecations, once per environment."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class Environment:
+    """One environment: ``suite.load`` plus action repeat and the choice of observation."""
+
+    def __init__(self, settings: Settings, seed: int) -> None:
+        domain, task = settings.suite_task
+        self._settings = settings
+        with _quiet_absl():
+            self._env = suite.load(
+                domain,
+                task,
+                task_kwargs={"random": seed},
+                environment_kwargs={"flat_observation": True},
+            )
+        self._observations: dict[str, np.ndarray] = {}
+        self._camera = None
+        if settings.obs_type == "visual":
+            # Kept, since physics.render would allocate the scene anew for every frame (about 1 ms).
+            size, camera = settings.image_size, _CAMERAS.get(domain, 0)
+            self._camera = mujoco.Camera(self._env.physics, size, size, camera)
+
+    @property
+    def spaces(self) -> Spaces:
+        """Those of an observation and of an action, with the task's own bounds."""
+        bounds = self._env.action_spec()
+        low, high = bounds.minimum.astype(np.float32), bounds.maximum.astype(np.float32)
+        action = gymnasium.spaces.Box(low, high, dtype=np.float32)
+        if self._camera is not None:
+            size = self._settings.image_size
+            return gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8), action
+        shape = self._env.observation_spec()["observations"].shape
+        return gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32), action
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        self._observations = self._env.reset().observation
+
+    def step(self, action: np.ndarray) -> tuple[float, bool]:
+        """Repeat ``action`` (A,); returns the summed reward and whether the episode is over."""
+        reward = 0.0
+        for _ in range(self._settings.frame_skip):
+            try:
+                timestep = self._env.step(action)
+            except PhysicsError as error:
+                # No reason to lose a run of many hours: begin the next episode.
+                _log.warning("%s: the simulation diverged: %s", self._settings.task, error)
+                return reward, True
+            reward += timestep.reward
+            if timestep.last():
+                return reward, True
+        self._observations = timestep.observation
+        return reward, False
+
+    def observe(self) -> np.ndarray:
+        """What the agent sees now: (D,) float32 or (H, W, 3) uint8."""
+        if self._camera is not None:
+            return self._camera.render()
+        return self._observations["observations"].astype(np.float32)
+
+    def close(self) -> None:
+        """Free the simulation and what it draws with."""
+        self._env.physics.free()
+
+
+class Group:
+    """The n environments of one process."""
+
+    def __init__(self) -> None:
+        self._envs: list[Environment] = []
+
+    def make(self, settings: Settings, seeds: list[int]) -> Spaces:
+        """Make one environment per seed; returns the spaces of each."""
+        self._envs = [Environment(settings, seed) for seed in seeds]
+        return self._envs[0].spaces
+
+    def reset(self) -> np.ndarray:
+        """Returns the first observations (n, ...)."""
+        for env in self._envs:
+            env.reset()
+        return self._observe()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Actions (n, A) -> observations (n, ...), rewards (n,) float32, ended (n,) bool."""
+        rewards = np.zeros(len(self._envs), np.float32)
+        ended = np.zeros(len(self._envs), bool)
+        for i, env in enumerate(self._envs):
+            rewards[i], ended[i] = env.step(actions[i])
+            if ended[i]:
+                env.reset()
+        return self._observe(), rewards, ended
+
+    def _observe(self) -> np.ndarray:
+        return np.stack([env.observe() for env in self._envs])
+
+    def close(self) -> None:
+        """Free all of them."""
+        for env in self._envs:
+            env.close()
