@@ -189,7 +189,7 @@ def check_task(config: Config, task: str) -> None:
 def describe_protocol(config: Config) -> dict[str, Any]:
     """The protocol's name and settings, for the score files."""
     basic = config.BasicSettings
-    return {"name": basic.Protocol, "frame_skip": basic.FrameSkip, "obs_type": basic.ObsType}
+    return {"name": basic.Protocol, "obs_type": basic.ObsType}
 
 
 def make_env(config: Config, task: str, num_envs: int, seed: int) -> DMCEnv:

@@ -196,7 +196,7 @@ def test_protocol_is_described_for_score_files() -> None:
         override = f"BasicSettings.Protocol={name}"
         config = load_config("config_files/atari.yaml", overrides=[override])
         assert describe_protocol(config) == {
-            "name": name, "frame_skip": 4, "repeat_action_probability": STICKY[name],
+            "name": name, "repeat_action_probability": STICKY[name],
             "noop_max": noops,
         }  # fmt: skip
 

@@ -345,9 +345,8 @@ def test_make_env_follows_the_config():
     np.testing.assert_array_equal(
         env.reset()[0], Reference("walker", "walk", int(env_seeds(3, 1)[0]), 4).obs
     )
-    assert envs.describe_protocol(dmc_config(FrameSkip=4)) == {
+    assert envs.describe_protocol(dmc_config()) == {
         "name": "suite",
-        "frame_skip": 4,
         "obs_type": "proprio",
     }
 
