@@ -220,10 +220,17 @@ class Tracker:
             sink.close()
 
 
-def progress_bar(total: int, unit: str) -> tqdm:
-    """A bar with speed and time left; in a log file a line every ten seconds is enough."""
+def progress_bar(total: int, unit: str, *, initial: int = 0) -> tqdm:
+    """A bar with mean speed and time left; in a log file a line every ten seconds is enough."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, unit=unit, smoothing=0.05, mininterval=interval, dynamic_ncols=True)
+    return tqdm(
+        total=total,
+        initial=initial,
+        unit=unit,
+        smoothing=0.0,
+        mininterval=interval,
+        dynamic_ncols=True,
+    )
 
 
 class MeanMetrics:

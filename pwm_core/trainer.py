@@ -51,7 +51,10 @@ class Trainer:
         total = self.settings.SampleMaxSteps
         obs = self.env.reset()
         is_first = np.ones(self.env.num_envs, bool)
-        with progress_bar(total, "step") as bar:
+        while self.step < self.settings.BufferWarmUp:
+            obs, is_first = self._step(obs, is_first)
+        # The warm-up takes a second; counted in, it would make the time left far too short.
+        with progress_bar(total, "step", initial=self.step) as bar:
             while self.step < total:
                 obs, is_first = self._step(obs, is_first, bar)
                 bar.update(self.env.num_envs)
@@ -59,7 +62,7 @@ class Trainer:
             self.save()
 
     def _step(
-        self, obs: np.ndarray, is_first: np.ndarray, bar: tqdm
+        self, obs: np.ndarray, is_first: np.ndarray, bar: tqdm | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """One agent step in every environment and the updates that are due after it."""
         learning = self.step >= self.settings.BufferWarmUp
@@ -79,7 +82,7 @@ class Trainer:
             self.save()
         return result.obs, result.is_first
 
-    def _log_episodes(self, finished: list[Finished], bar: tqdm) -> None:
+    def _log_episodes(self, finished: list[Finished], bar: tqdm | None) -> None:
         """Episodes that ended at this step: the mean, where several did."""
         self.episodes += len(finished)
         mean = float(np.mean([episode.episode_return for episode in finished]))
@@ -91,7 +94,8 @@ class Trainer:
                 "Rollout/episodes": self.episodes,
             },
         )
-        bar.set_postfix_str(f"return {mean:g}", refresh=False)
+        if bar is not None:
+            bar.set_postfix_str(f"return {mean:g}", refresh=False)
 
     def _crossed(self, every: int) -> int:
         """How many multiples of ``every`` the last step reached or passed."""
