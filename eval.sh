@@ -3,4 +3,5 @@
 . "$(dirname "${BASH_SOURCE[0]}")/scripts/install.sh" requirements.txt
 domain=atari
 case "${1:-}" in atari | dmc) domain=$1; shift ;; esac
-exec $python -u -O "pwm_$domain/eval.py" "$@"
+cd "$caller"
+exec $python -u -O "$root/pwm_$domain/eval.py" "$@"

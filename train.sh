@@ -24,28 +24,32 @@ given() { # given NAME ARGUMENTS...
 if given -h "$@" || given --help "$@"; then exec $python "pwm_$domain/train.py" -h; fi
 
 if [ "$domain" = atari ]; then task=ALE/Pong-v5; else task=cartpole_balance; fi
-device=$(flag -device "$($python -c 'import torch; print("cuda:0" if torch.cuda.is_available() else "cpu")')" "$@")
+device=$(flag -device auto "$@")
+[ "$device" = auto ] && device=$($python -c 'import torch; print("cuda:0" if torch.cuda.is_available() else "cpu")')
 task=$(flag -env_name "$task" "$@")
 seed=$(flag -seed 1 "$@")
-if [ "$device" = cpu ]; then
-    size=_tiny
-    echo "no CUDA device is used: the tiny config, config_files/${domain}_tiny.yaml"
+case "$device" in cpu*) size=_tiny reason="no CUDA device is used" ;; *) size="" reason="training on $device" ;; esac
+config=config_files/$domain$size.yaml
+if given -config_path "$@"; then
+    config=$(flag -config_path "$config" "$@") size=""
 else
-    size=
-    echo "training on $device: the full config, config_files/$domain.yaml"
+    echo "$reason: the config is $config"
 fi
 short=${task#ALE/}
 name=${short%-v5}${size/_/-}-seed$seed-$(date +%Y%m%d-%H%M%S)
 name=$(flag -run_name "$(flag -n "$name" "$@")" "$@")
 
-arguments=(-device "$device")
+arguments=()
 given -n "$@" || given -run_name "$@" || arguments+=(-n "$name")
 given -env_name "$@" || arguments+=(-env_name "$task")
+given -device "$@" || arguments+=(-device "$device")
 given -seed "$@" || arguments+=(-seed "$seed")
-given -config_path "$@" || arguments+=(-config_path "config_files/$domain$size.yaml")
+given -config_path "$@" || arguments+=(-config_path "$config")
 
-$python -u -O "pwm_$domain/train.py" "${arguments[@]}" "$@"
-$python -u -O "pwm_$domain/eval.py" -run_name "$name" -device "$device" -seed "$seed"
+cd "$caller"
+$python -u -O "$root/pwm_$domain/train.py" "${arguments[@]}" "$@"
+$python -u -O "$root/pwm_$domain/eval.py" -run_name "$name" -device "$device" -seed "$seed"
+cd "$root"
 $python -m pwm_core.plot "ckpt/$name" -o "ckpt/$name/curve.png"
 echo "checkpoints: $root/ckpt/$name/checkpoints"
 echo "metrics:     $root/ckpt/$name/metrics.jsonl"

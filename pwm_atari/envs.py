@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import ale_py
 import gymnasium
 import numpy as np
-from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 
 from pwm_core.config import Config
@@ -33,24 +33,22 @@ WARMUP_ACTION = {"freeway": 1}
 the chicken never crosses the road within the warm-up."""
 
 
-def _snake_case(name: str) -> str:
-    """``MsPacman`` -> ``ms_pacman``."""
-    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
-
-
 def game_name(task: str) -> str:
     """The ROM's name of a task such as ``ALE/Pong-v5``.
 
     Raises:
         UserError: there is no such game.
     """
-    camel = task.removeprefix("ALE/").removesuffix("-v5")
-    games = {rom.replace("_", ""): rom for rom in roms.get_all_rom_ids()}
-    rom = games.get(camel.replace("_", "").lower())
-    if rom is None or not task.startswith("ALE/") or not task.endswith("-v5"):
-        known = [f"ALE/{''.join(p.capitalize() for p in r.split('_'))}-v5" for r in games.values()]
-        raise UserError(f"unknown game {task!r}{closest(task, known) or '; write ALE/Pong-v5'}")
-    return rom
+    gymnasium.register_envs(ale_py)
+    games = {
+        name: str(spec.kwargs["game"])
+        for name, spec in gymnasium.registry.items()
+        if name.startswith("ALE/") and name.endswith("-v5")
+    }
+    if task not in games:
+        hint = closest(task, list(games)) or "; write it as ALE/Pong-v5"
+        raise UserError(f"unknown game {task!r}{hint}")
+    return games[task]
 
 
 def find_protocol(name: str) -> Protocol:

@@ -13,13 +13,20 @@ import numpy as np
 from pwm_core import __version__
 from pwm_core.agent import Agent
 from pwm_core.checkpoint import RunFolder
-from pwm_core.config import Config, find_config, load_config
+from pwm_core.config import REPOSITORY, Config, find_config, load_config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
 from pwm_core.evaluation import ScoreFile, Settings, evaluate, standard_error
 from pwm_core.replay_buffer import ReplayBuffer
-from pwm_core.runtime import find_device, git_commit, hardware, seed_everything, versions
+from pwm_core.runtime import (
+    find_device,
+    git_commit,
+    hardware,
+    seed_everything,
+    use_threads,
+    versions,
+)
 from pwm_core.tracking import Sink, TensorBoard, Tracker, Wandb, parse_loggers
 from pwm_core.trainer import Trainer
 
@@ -94,7 +101,7 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     task, loggers = arguments.env_name, parse_loggers(arguments.logger)
     config = load_config(
-        arguments.config_path or domain.defaults,
+        arguments.config_path or REPOSITORY / domain.defaults,
         defaults=domain.defaults,
         overrides=_overrides(arguments, domain),
     )
@@ -103,6 +110,7 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
     folder = RunFolder.new(arguments.name)
     settings, seed = config.JointTrainAgent, config.BasicSettings.Seed
 
+    use_threads(config.BasicSettings.Threads)
     rng = seed_everything(seed)
     env = domain.make_env(config, task, settings.NumEnvs, seed)
     agent = make_agent(domain, config, env, arguments.device)
@@ -185,6 +193,7 @@ def evaluate_run(domain: Domain, argv: list[str] | None = None) -> None:
         raise UserError(f"run {folder.name} was trained on {about['task']}, not on {task}")
     steps = folder.select(arguments.checkpoint)
     device = find_device(arguments.device)
+    use_threads(config.BasicSettings.Threads)
 
     episodes = arguments.episodes or config.JointTrainAgent.EvalEpisodes
     seed = config.BasicSettings.Seed

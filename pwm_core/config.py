@@ -66,6 +66,9 @@ class BasicSettings(_Section):
     """Pixels, or the vector of positions and velocities where a domain has one."""
     UseAmp: bool
     """bfloat16 autocast in the networks; scans, losses and normalisers stay float32."""
+    Threads: Annotated[int, BeforeValidator(_number), Field(ge=0)]
+    """CPU threads of torch; 0: one per core. Small networks are fastest with 1, and then other
+    work on the machine does not slow them down."""
     FrameSkip: Count
     """Emulator frames or simulator steps per agent step."""
     Protocol: str
@@ -377,7 +380,7 @@ def load_config(
     path, overrides = find_config(path), list(overrides)
     content = _read(path)
     if defaults is not None:
-        content = _overlay(_read(find_config(defaults)), content)
+        content = _overlay(_read(REPOSITORY / defaults), content)
     config = _validate(content, str(path))
     for override in overrides:
         content = _overlay(content, _parse_override(override))

@@ -66,6 +66,12 @@ def has_bfloat16(device: torch.device) -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def use_threads(count: int) -> None:
+    """Let torch compute on ``count`` CPU threads; 0 leaves its default, one per core."""
+    if count:
+        torch.set_num_threads(count)
+
+
 def seed_everything(seed: int) -> np.random.Generator:
     """Seed torch (all devices), Python and NumPy; returns a generator for our own draws."""
     random.seed(seed)

@@ -47,7 +47,17 @@ class Trainer:
         self.acting = agent.initial_state(env.num_envs)
 
     def run(self) -> None:
-        """Train to the end; a checkpoint is written at the last step too."""
+        """Train to the end; a checkpoint is written at the last step, and when interrupted."""
+        try:
+            self._run()
+        except KeyboardInterrupt:
+            self.save()
+            print(f"\ninterrupted; the checkpoint of step {self.step} was written")
+            raise
+        if not self._crossed(self.settings.SaveEverySteps):
+            self.save()
+
+    def _run(self) -> None:
         total = self.settings.SampleMaxSteps
         obs = self.env.reset()
         is_first = np.ones(self.env.num_envs, bool)
@@ -58,8 +68,6 @@ class Trainer:
             while self.step < total:
                 obs, is_first = self._step(obs, is_first, bar)
                 bar.update(self.env.num_envs)
-        if not self._crossed(self.settings.SaveEverySteps):
-            self.save()
 
     def _step(
         self, obs: np.ndarray, is_first: np.ndarray, bar: tqdm | None = None
@@ -135,5 +143,6 @@ class Trainer:
         return {
             "episodes": self.episodes,
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "numpy_rng": str(self.rng.bit_generator.state),
         }

@@ -1,10 +1,11 @@
 # Sourced by train.sh, eval.sh and test.sh: makes .venv and installs into it what is missing.
 # usage: . scripts/install.sh requirements.txt
 set -euo pipefail
+caller=$PWD # where relative paths among the arguments start from
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 requirements=$1
-python=.venv/bin/python
+python=$root/.venv/bin/python
 
 if [ ! -x "$python" ]; then
     base=${PYTHON:-python3}
