@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from pwm_core.agent import Agent
 from pwm_core.checkpoint import RunFolder
@@ -43,6 +42,7 @@ class Trainer:
         self.env, self.agent, self.replay = env, agent, replay
         self.tracker, self.folder, self.rng = tracker, folder, rng
         self.step, self.episodes = 0, 0
+        self._last_return = ""  # for the progress bar
         self.metrics = MeanMetrics()
         self.acting = agent.initial_state(env.num_envs)
 
@@ -66,12 +66,11 @@ class Trainer:
         # The warm-up takes a second; counted in, it would make the time left far too short.
         with progress_bar(total, "step", initial=self.step) as bar:
             while self.step < total:
-                obs, is_first = self._step(obs, is_first, bar)
+                obs, is_first = self._step(obs, is_first)
+                bar.set_postfix_str(self._last_return, refresh=False)
                 bar.update(self.env.num_envs)
 
-    def _step(
-        self, obs: np.ndarray, is_first: np.ndarray, bar: tqdm | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _step(self, obs: np.ndarray, is_first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One agent step in every environment and the updates that are due after it."""
         learning = self.step >= self.settings.BufferWarmUp
         if learning:
@@ -82,7 +81,7 @@ class Trainer:
         self.replay.add(obs, action, result.reward, result.done, is_first)
         self.step += self.env.num_envs
         if result.finished:
-            self._log_episodes(result.finished, bar)
+            self._log_episodes(result.finished)
         if learning:
             self._train()
             self._log()
@@ -90,7 +89,7 @@ class Trainer:
             self.save()
         return result.obs, result.is_first
 
-    def _log_episodes(self, finished: list[Finished], bar: tqdm | None) -> None:
+    def _log_episodes(self, finished: list[Finished]) -> None:
         """Episodes that ended at this step: the mean, where several did."""
         self.episodes += len(finished)
         mean = float(np.mean([episode.episode_return for episode in finished]))
@@ -102,8 +101,7 @@ class Trainer:
                 "Rollout/episodes": self.episodes,
             },
         )
-        if bar is not None:
-            bar.set_postfix_str(f"return {mean:g}", refresh=False)
+        self._last_return = f"return {mean:g}"
 
     def _crossed(self, every: int) -> int:
         """How many multiples of ``every`` the last step reached or passed."""
