@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pwm_dmc.rendering import try_renderer
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("pwm_core", "pwm_dmc", "config_files")
 SMALL = [
@@ -48,6 +50,8 @@ def run(tree: Path, script: str, *arguments: str) -> subprocess.CompletedProcess
     [("proprio", 32, "visual"), pytest.param("visual", 4, "proprio", marks=pytest.mark.slow)],
 )
 def test_train_then_evaluate(tree: Path, obs_type: str, stem: int, other: str) -> None:
+    if obs_type == "visual" and not [r for r in ("egl", "osmesa") if not try_renderer(r)]:
+        pytest.skip("no renderer on this machine: neither EGL nor OSMesa")
     name = f"cup_catch-{obs_type}-pwm"
     small = [part for key in SMALL for part in ("-set", key)]
     common = ["-config_path", "config_files/dmc_tiny.yaml", "-obs_type", obs_type]
