@@ -67,8 +67,8 @@ class BasicSettings(_Section):
     UseAmp: bool
     """bfloat16 autocast in the networks; scans, losses and normalisers stay float32."""
     Threads: Annotated[int, BeforeValidator(_number), Field(ge=0)]
-    """CPU threads of torch; 0: one per core. Small networks are fastest with 1, and then other
-    work on the machine does not slow them down."""
+    """CPU threads of torch; 0: one per core. With 1, other work on the machine slows a small
+    network down far less."""
     FrameSkip: Count
     """Emulator frames or simulator steps per agent step."""
     Protocol: str
