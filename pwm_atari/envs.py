@@ -11,7 +11,7 @@ import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 
 from pwm_core.config import Config
-from pwm_core.envs import ReturnCounter, Step, VectorEnv, env_seeds
+from pwm_core.envs import Episodes, Step, VectorEnv
 from pwm_core.errors import UserError, closest
 
 
@@ -111,19 +111,26 @@ class AtariEnv(VectorEnv):
         self._image_shape = (image_size, image_size, channels)
         self.observation_space = gymnasium.spaces.Box(0, 255, self._image_shape, np.uint8)
         self.action_space = self._env.single_action_space
-        self._seeds = env_seeds(seed, num_envs)
-        self._returns = ReturnCounter(num_envs)
+        self.episodes = Episodes(seed, num_envs)
         self._game_frames = np.zeros(num_envs, np.int64)
 
     def reset(self) -> np.ndarray:
-        """Begin a game everywhere: (N, H, W, C) uint8. The same seeds give the same games."""
-        obs, info = self._env.reset(seed=self._seeds)
-        self._game_frames = info["episode_frame_number"].astype(np.int64)
-        self._returns = ReturnCounter(self.num_envs)
+        """Begin the next game everywhere: (N, H, W, C) uint8."""
+        self.episodes.begin()
+        return self._restart(np.ones(self.num_envs, bool))
+
+    def _restart(self, where: np.ndarray) -> np.ndarray:
+        """Begin the games of the mask ``where`` (N,) from their seeds; returns all observations."""
+        seeds = self.episodes.seeds[where]
+        # A first reset must be of all; a mask is for later ones.
+        options = None if where.all() else {"reset_mask": where}
+        obs, info = self._env.reset(seed=seeds, options=options)
+        self._game_frames[where] = info["episode_frame_number"][where]
         return self._images(obs)
 
     def send(self, actions: np.ndarray) -> None:
         """Start the emulators on ``actions`` (N,) int64."""
+        self.episodes.act(actions)
         self._env.send(actions)
 
     def recv(self) -> Step:
@@ -134,9 +141,27 @@ class AtariEnv(VectorEnv):
         # A lost life is reported as terminated too, but then the game's frame count goes on.
         game_over = ended & (frames <= self._game_frames)
         self._game_frames = frames
-        reward = reward.astype(np.float32)
-        finished = self._returns.add(reward, game_over)
-        return Step(self._images(obs), reward, terminated, ended, finished)
+        images, reward = self._images(obs), reward.astype(np.float32)
+        finished = self.episodes.add(reward, game_over)
+        if game_over.any():  # ALE has begun a game already, but not from the seed of its number
+            images = self._restart(game_over)
+        return Step(images, reward, terminated, ended, finished)
+
+    def _play_again(self) -> np.ndarray:
+        """See ``VectorEnv``. All emulators step together; a longer game begins earlier."""
+        actions = self.episodes.actions
+        lengths = np.array([len(taken) for taken in actions])
+        images = self._restart(np.ones(self.num_envs, bool))
+        for left in range(lengths.max(), 0, -1):
+            if (lengths == left).any():
+                self._restart(lengths == left)
+            now = [taken[-left] if len(taken) >= left else 0 for taken in actions]
+            obs, *_, info = self._env.step(np.array(now, np.int64))
+            images = self._images(obs)
+            self._game_frames = info["episode_frame_number"].astype(np.int64)
+        if (lengths == 0).any():
+            images = self._restart(lengths == 0)
+        return images
 
     def _images(self, obs: np.ndarray) -> np.ndarray:
         """(N, stack 1, H, W[, 3]) -> (N, H, W, C)."""

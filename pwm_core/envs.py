@@ -15,7 +15,7 @@ the episode was cut off at its limit 0       1                                on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -56,12 +56,16 @@ class VectorEnv(ABC):
         num_envs: N.
         observation_space, action_space: the spaces of a single environment.
         frame_skip: emulator or simulator frames per agent step.
+        episodes: which episodes are running.
+        restarts: how often a process that ran environments had to be replaced.
     """
 
     num_envs: int
     observation_space: gymnasium.spaces.Box
     action_space: gymnasium.Space
     frame_skip: int
+    episodes: Episodes
+    restarts: int = 0
 
     @abstractmethod
     def reset(self) -> np.ndarray:
@@ -87,31 +91,102 @@ class VectorEnv(ABC):
         low, high = self.action_space.low, self.action_space.high
         return rng.uniform(low, high, size=(self.num_envs, *low.shape)).astype(np.float32)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the running episodes can be played again from; not between ``send`` and ``recv``."""
+        return {"episodes": self.episodes.state_dict(), "restarts": self.restarts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
+        """Bring every environment to where ``state`` was taken, by playing its episode again.
+
+        Returns:
+            (N, *observation_shape) what the agent saw there.
+        """
+        self.episodes.load_state_dict(state["episodes"])
+        self.restarts = state["restarts"]
+        return self._play_again()
+
+    @abstractmethod
+    def _play_again(self) -> np.ndarray:
+        """Play the running episodes from their seeds and actions; returns the observations."""
+
     @abstractmethod
     def close(self) -> None:
         """Release what the environments hold."""
 
 
-class ReturnCounter:
-    """Adds up the rewards of N running episodes."""
+class Episodes:
+    """The running episodes of N environments: number, actions and return so far.
 
-    def __init__(self, num_envs: int) -> None:
+    Episode ``number`` of an environment begins from a seed of its own. Number and actions are
+    therefore enough to play an episode again, which is how a run goes on exactly where it stopped
+    without a simulator that can save its state.
+
+    Attributes:
+        numbers: (N,) int64, episodes begun before the running one; -1 before the first.
+    """
+
+    def __init__(self, seed: int, num_envs: int) -> None:
+        self._env_seeds = env_seeds(seed, num_envs)
+        self.numbers = np.full(num_envs, -1, np.int64)
         self._returns = np.zeros(num_envs, np.float64)
-        self._lengths = np.zeros(num_envs, np.int64)
+        self._actions: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
+
+    def begin(self, where: np.ndarray | None = None) -> None:
+        """The next episode in every environment, or in those of the (N,) bool mask ``where``."""
+        for env in range(len(self.numbers)) if where is None else np.flatnonzero(where):
+            self.numbers[env] += 1
+            self._returns[env] = 0.0
+            self._actions[env] = []
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """(N,) int64, from which the running episodes began."""
+        pairs = zip(self._env_seeds, self.numbers, strict=True)
+        return np.array([episode_seed(int(seed), int(number)) for seed, number in pairs])
+
+    @property
+    def actions(self) -> list[np.ndarray]:
+        """Of each environment, the actions (n, ...) of its running episode."""
+        return [np.array(actions) for actions in self._actions]
+
+    def act(self, actions: np.ndarray) -> None:
+        """Note the actions (N, ...) of one step."""
+        for taken, action in zip(self._actions, actions, strict=True):
+            taken.append(np.array(action))
 
     def add(self, reward: np.ndarray, ended: np.ndarray) -> list[Finished]:
-        """Count one step's ``reward`` (N,), the last of an episode too; ``ended`` (N,) bool."""
+        """Count that step's ``reward`` (N,), the last of an episode too. Where it ``ended`` ((N,)
+        bool) the next episode begins."""
         self._returns += reward
-        self._lengths += 1
         finished = [
-            Finished(int(i), float(self._returns[i]), int(self._lengths[i]))
+            Finished(int(i), float(self._returns[i]), len(self._actions[i]))
             for i in np.flatnonzero(ended)
         ]
-        self._returns[ended] = 0
-        self._lengths[ended] = 0
+        self.begin(ended)
         return finished
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as plain lists and arrays."""
+        return {
+            "numbers": self.numbers.copy(),
+            "returns": self._returns.copy(),
+            "actions": self.actions,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.numbers = state["numbers"].copy()
+        self._returns = state["returns"].copy()
+        self._actions = [list(actions) for actions in state["actions"]]
 
 
 def env_seeds(seed: int, num_envs: int) -> np.ndarray:
     """A seed of its own for every environment: (N,) int64 in [0, 2**31), from one run seed."""
     return np.random.SeedSequence(seed).generate_state(num_envs, np.uint32).astype(np.int64) >> 1
+
+
+def episode_seed(env_seed: int, number: int) -> int:
+    """The seed in [0, 2**31) of an environment's episode; that of its first is ``env_seed``."""
+    if number == 0:
+        return env_seed
+    return int(np.random.SeedSequence([env_seed, number]).generate_state(1, np.uint32)[0]) >> 1

@@ -38,6 +38,10 @@ _RECEIVE_FIRST = "send: the result of the call before has not been received"
 _SEND_FIRST = "nothing to receive: there was no send before it"
 
 
+class WorkerDiedError(UserError):
+    """A worker's process is gone."""
+
+
 class InProcess:
     """Calls the methods of an object of the calling process as a :class:`Worker` would.
 
@@ -99,7 +103,7 @@ class Worker:
         """Start a call of one of the object's methods.
 
         Raises:
-            UserError: the process has died.
+            WorkerDiedError: the process has died.
             RuntimeError: the result of the call before has not been received.
         """
         if self._called:
@@ -114,7 +118,8 @@ class Worker:
         """Wait for the call's result.
 
         Raises:
-            UserError: the call raised one, or the process has died.
+            WorkerDiedError: the process has died.
+            UserError: the call raised one.
             RuntimeError: the call raised something else, and this holds its traceback; or there
                 was no call.
         """
@@ -129,10 +134,10 @@ class Worker:
             raise error(result)
         return result
 
-    def _death(self) -> UserError:
+    def _death(self) -> WorkerDiedError:
         stop([self])
         reason = exit_reason(self.process.returncode)
-        return UserError(f"a process that runs environments has died: {reason}")
+        return WorkerDiedError(f"a process that runs environments has died: {reason}")
 
 
 def stop(workers: Sequence[Worker]) -> None:

@@ -9,6 +9,7 @@ drawing overlaps with the training between ``send`` and ``recv``.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from types import ModuleType
 from typing import Any
@@ -16,15 +17,19 @@ from typing import Any
 import numpy as np
 
 from pwm_core.config import Config
-from pwm_core.envs import ReturnCounter, Step, VectorEnv, env_seeds
+from pwm_core.envs import Episodes, Step, VectorEnv, env_seeds
 from pwm_core.errors import UserError, closest
-from pwm_core.workers import InProcess, Worker, available_cpus, stop
+from pwm_core.workers import InProcess, Worker, WorkerDiedError, available_cpus, stop
 from pwm_dmc.rendering import process_environment, without_renderer, working_renderer
 
 PROTOCOL = "suite"
 """The one protocol: dm_control's own tasks and time limits."""
 
+MOST_DEATHS = 3
+"""Times in a row that worker processes may die before the run is given up."""
+
 OBS_TYPES = ("proprio", "visual")
+_log = logging.getLogger(__name__)
 _DOMAIN_ALIASES = {"cup": "ball_in_cup"}
 
 
@@ -87,38 +92,58 @@ class DMCEnv(VectorEnv):
         workers: int | None = None,
     ) -> None:
         check_obs_type(str(obs_type))  # None is for the command line alone
+        in_process = workers is None and num_envs == 1 and obs_type == "proprio"
         if min(num_envs, frame_skip, image_size, 1 if workers is None else workers) < 1:
             raise ValueError("num_envs, frame_skip, image_size and workers must be positive")
         self.num_envs, self.frame_skip = num_envs, frame_skip
-        self._counter = ReturnCounter(num_envs)
+        self.episodes = Episodes(seed, num_envs)
         suite_task, simulation = find_task(task), _simulation()
-        settings = simulation.Settings(task, suite_task, obs_type, frame_skip, image_size)
+        self._settings = simulation.Settings(task, suite_task, obs_type, frame_skip, image_size)
+        workers = workers or min(num_envs, available_cpus())
         started: list[Worker] = []
         # Runs in close, at exit, or when this object is dropped: whichever comes first.
         self._finalizer = weakref.finalize(self, stop, started)
         self._groups: list[InProcess | Worker] = started
-        if workers is None and num_envs == 1 and obs_type == "proprio":
+        if in_process:
             self._groups = [InProcess(simulation.Group())]
         else:
-            environ = process_environment(working_renderer() if obs_type == "visual" else None)
-            for _ in range(min(num_envs, workers or available_cpus())):
-                started.append(Worker("pwm_dmc.simulation:Group", environ))
-        shares = np.array_split(env_seeds(seed, num_envs), len(self._groups))
-        self._splits = np.cumsum([len(share) for share in shares])[:-1]
+            self._environ = process_environment(
+                working_renderer() if obs_type == "visual" else None
+            )
+            for _ in range(min(num_envs, workers)):
+                started.append(self._start_worker())
+        self._seeds = np.array_split(env_seeds(seed, num_envs), len(self._groups))
+        self._splits = np.cumsum([len(share) for share in self._seeds])[:-1]
+        self._deaths = 0  # of workers, in a row
+        self._unanswered: set[int] = set()  # groups whose worker was gone before it got its actions
         try:
-            for group, share in zip(self._groups, shares, strict=True):
-                group.send("make", settings, share.tolist())
+            for group, share in zip(self._groups, self._seeds, strict=True):
+                group.send("make", self._settings, share.tolist())
             spaces = [group.receive() for group in self._groups]
         except BaseException:
             self.close()
             raise
         self.observation_space, self.action_space = spaces[0]
 
+    def _start_worker(self) -> Worker:
+        return Worker("pwm_dmc.simulation:Group", self._environ)
+
+    def _shares(self, values: np.ndarray) -> list[np.ndarray]:
+        """(N, ...) of all environments -> what belongs to each group."""
+        return np.split(values, self._splits)
+
     def reset(self) -> np.ndarray:
         """See ``VectorEnv``. Every call begins another episode."""
-        self._counter = ReturnCounter(self.num_envs)
-        for group in self._groups:
-            group.send("reset")
+        self.episodes.begin()
+        for group, numbers in zip(self._groups, self._shares(self.episodes.numbers), strict=True):
+            group.send("begin", numbers.tolist())
+        return np.concatenate([group.receive() for group in self._groups])
+
+    def _play_again(self) -> np.ndarray:
+        """See ``VectorEnv``."""
+        actions = iter(self.episodes.actions)
+        for group, numbers in zip(self._groups, self._shares(self.episodes.numbers), strict=True):
+            group.send("play", numbers.tolist(), [next(actions) for _ in numbers])
         return np.concatenate([group.receive() for group in self._groups])
 
     def send(self, actions: np.ndarray) -> None:
@@ -126,7 +151,6 @@ class DMCEnv(VectorEnv):
 
         Raises:
             ValueError: the shape is not (N, A), or an action is not a finite number.
-            UserError: a worker process has died.
         """
         actions = np.asarray(actions, np.float32)
         expected = (self.num_envs, *self.action_space.shape)
@@ -135,20 +159,62 @@ class DMCEnv(VectorEnv):
         if not np.isfinite(actions).all():
             raise ValueError("actions hold NaN or infinity: has the training diverged?")
         actions = np.clip(actions, self.action_space.low, self.action_space.high)
-        for group, share in zip(self._groups, np.split(actions, self._splits), strict=True):
-            group.send("step", share)
+        self.episodes.act(actions)
+        for index, (group, share) in enumerate(
+            zip(self._groups, self._shares(actions), strict=True)
+        ):
+            try:
+                group.send("step", share)
+            except WorkerDiedError:
+                self._unanswered.add(index)
 
     def recv(self) -> Step:
-        """See ``VectorEnv``.
+        """See ``VectorEnv``. Where a worker process has died, another takes its place and its
+        environments begin their next episodes; the broken ones are not among ``finished``.
 
         Raises:
-            UserError: a worker process has died.
+            UserError: workers die again and again.
             RuntimeError: there was no ``send``, or a worker failed.
         """
-        results = [group.receive() for group in self._groups]
+        lost = np.zeros(self.num_envs, bool)
+        results = [self._receive(index, lost) for index in range(len(self._groups))]
         obs, reward, ended = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        self._deaths = self._deaths if lost.any() else 0
+        self.episodes.begin(lost)
+        finished = self.episodes.add(reward, ended & ~lost)
         done = np.zeros(self.num_envs, bool)  # cut off, never in a final state
-        return Step(obs, reward, done, ended, self._counter.add(reward, ended))
+        return Step(obs, reward, done, ended, finished)
+
+    def _receive(self, index: int, lost: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A group's observations, rewards and ends; marks its environments in ``lost`` where its
+        worker had to be replaced."""
+        try:
+            if index not in self._unanswered:
+                return self._groups[index].receive()
+        except WorkerDiedError as death:
+            return self._replace(index, lost, death)
+        self._unanswered.discard(index)
+        return self._replace(
+            index, lost, WorkerDiedError("a process that runs environments has died")
+        )
+
+    def _replace(
+        self, index: int, lost: np.ndarray, death: WorkerDiedError
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Another worker for the dead one, its environments at the start of their next episodes."""
+        self._deaths += 1
+        if self._deaths > MOST_DEATHS:
+            raise UserError(f"{death}, and so did the {MOST_DEATHS} that took its place")
+        self.restarts += 1
+        _log.warning("%s; another takes its place, the episodes it ran are closed", death)
+        worker = self._groups[index] = self._start_worker()
+        share = self._shares(np.arange(self.num_envs))[index]
+        lost[share] = True
+        worker.send("make", self._settings, self._seeds[index].tolist())
+        worker.receive()
+        worker.send("begin", (self.episodes.numbers[share] + 1).tolist())
+        obs = worker.receive()
+        return obs, np.zeros(len(share), np.float32), np.ones(len(share), bool)
 
     def close(self) -> None:
         """Stop the workers; harmless when repeated."""

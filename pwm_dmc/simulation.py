@@ -16,6 +16,8 @@ import numpy as np
 from dm_control import mujoco, suite
 from dm_control.rl.control import PhysicsError
 
+from pwm_core.envs import episode_seed
+
 _CAMERAS = {"quadruped": 2}  # camera 0 everywhere else
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ class Environment:
 
     def __init__(self, settings: Settings, seed: int) -> None:
         domain, task = settings.suite_task
-        self._settings = settings
+        self._settings, self._seed = settings, seed
+        self._number = 0
         with _quiet_absl():
             self._env = suite.load(
                 domain,
@@ -83,9 +86,15 @@ class Environment:
         shape = self._env.observation_spec()["observations"].shape
         return gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32), action
 
-    def reset(self) -> None:
-        """Begin an episode."""
+    def begin(self, number: int) -> None:
+        """Begin the episode of that number, from its own seed."""
+        self._number = number
+        self._env.task.random.seed(episode_seed(self._seed, number))
         self._observations = self._env.reset().observation
+
+    def begin_next(self) -> None:
+        """Begin the episode after the running one."""
+        self.begin(self._number + 1)
 
     def step(self, action: np.ndarray) -> tuple[float, bool]:
         """Repeat ``action`` (A,); returns the summed reward and whether the episode is over."""
@@ -125,10 +134,17 @@ class Group:
         self._envs = [Environment(settings, seed) for seed in seeds]
         return self._envs[0].spaces
 
-    def reset(self) -> np.ndarray:
-        """Returns the first observations (n, ...)."""
-        for env in self._envs:
-            env.reset()
+    def begin(self, numbers: list[int]) -> np.ndarray:
+        """Begin the episodes of those numbers; returns the first observations (n, ...)."""
+        return self.play(numbers, [np.empty((0,))] * len(numbers))
+
+    def play(self, numbers: list[int], actions: list[np.ndarray]) -> np.ndarray:
+        """Begin the episodes of those numbers and take ``actions`` (steps, A) in each; returns the
+        observations (n, ...) that follow."""
+        for env, number, taken in zip(self._envs, numbers, actions, strict=True):
+            env.begin(number)
+            for action in taken:
+                env.step(action)
         return self._observe()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -138,7 +154,7 @@ class Group:
         for i, env in enumerate(self._envs):
             rewards[i], ended[i] = env.step(actions[i])
             if ended[i]:
-                env.reset()
+                env.begin_next()
         return self._observe(), rewards, ended
 
     def _observe(self) -> np.ndarray:

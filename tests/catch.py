@@ -5,7 +5,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 
-from pwm_core.envs import ReturnCounter, Step, VectorEnv, env_seeds
+from pwm_core.envs import Episodes, Step, VectorEnv
 
 CELLS = 8
 PIXELS = 64 // CELLS
@@ -21,22 +21,32 @@ class Catch(VectorEnv):
         self.num_envs = num_envs
         self.observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(3)
-        self._rngs = [np.random.default_rng(s) for s in env_seeds(seed, num_envs)]
-        self._returns = ReturnCounter(num_envs)
+        self.episodes = Episodes(seed, num_envs)
         self._ball = np.zeros((num_envs, 2), np.int64)  # row, column
         self._paddle = np.zeros(num_envs, np.int64)
 
     def _begin(self, env: int) -> None:
-        self._ball[env] = 0, self._rngs[env].integers(CELLS)
-        self._paddle[env] = self._rngs[env].integers(CELLS)
+        rng = np.random.default_rng(self.episodes.seeds[env])
+        self._ball[env] = 0, rng.integers(CELLS)
+        self._paddle[env] = rng.integers(CELLS)
 
     def reset(self) -> np.ndarray:
+        self.episodes.begin()
         for env in range(self.num_envs):
             self._begin(env)
         return self._render()
 
+    def _play_again(self) -> np.ndarray:
+        for env, actions in enumerate(self.episodes.actions):
+            self._begin(env)
+            for action in actions:
+                self._paddle[env] = np.clip(self._paddle[env] + action - 1, 0, CELLS - 1)
+            self._ball[env, 0] += len(actions)
+        return self._render()
+
     def send(self, actions: np.ndarray) -> None:
         self._actions = np.asarray(actions)
+        self.episodes.act(self._actions)
 
     def recv(self) -> Step:
         self._paddle = np.clip(self._paddle + self._actions - 1, 0, CELLS - 1)
@@ -44,7 +54,7 @@ class Catch(VectorEnv):
         done = self._ball[:, 0] == CELLS - 1
         caught = self._ball[:, 1] == self._paddle
         reward = np.where(done, np.where(caught, 1.0, -1.0), 0.0).astype(np.float32)
-        finished = self._returns.add(reward, done)
+        finished = self.episodes.add(reward, done)
         for env in np.flatnonzero(done):
             self._begin(env)
         return Step(self._render(), reward, done, done.copy(), finished)

@@ -13,7 +13,7 @@ from pwm_core.actor_critic import ActorCritic
 from pwm_core.config import Config
 from pwm_core.distributions import CategoricalPolicy
 from pwm_core.domain import Domain
-from pwm_core.envs import ReturnCounter, Step, VectorEnv
+from pwm_core.envs import Episodes, Step, VectorEnv
 from pwm_core.networks import ImageCodec
 from pwm_core.replay_buffer import Field, TransitionSpec
 from pwm_core.world_model import WorldModel
@@ -70,9 +70,16 @@ class CountingEnv(VectorEnv):
         self.reset()
 
     def reset(self) -> np.ndarray:
+        self.episodes = Episodes(self.seed, self.num_envs)
+        self.episodes.begin()
         self._episode, self._step = np.zeros((2, self.num_envs), np.int64)
         self._first = np.ones(self.num_envs, bool)
-        self._returns = ReturnCounter(self.num_envs)
+        return self._render()
+
+    def _play_again(self) -> np.ndarray:
+        self._episode = self.episodes.numbers.copy()
+        self._step = np.array([len(actions) for actions in self.episodes.actions])
+        self._first = (self._step == 0) | (self._step - 1 == self.life)
         return self._render()
 
     def random_actions(self, rng: np.random.Generator) -> np.ndarray:
@@ -81,6 +88,7 @@ class CountingEnv(VectorEnv):
 
     def send(self, actions: np.ndarray) -> None:
         self._actions = np.array(actions)
+        self.episodes.act(self._actions)
 
     def recv(self) -> Step:
         before = self._render()
@@ -95,7 +103,7 @@ class CountingEnv(VectorEnv):
         self._episode[last] += 1
         self._step = np.where(last, 0, self._step + 1)
         reward = reward.astype(np.float32)
-        finished = self._returns.add(reward, last)
+        finished = self.episodes.add(reward, last)
         return Step(self._render(), reward, done, self._first.copy(), finished)
 
     def _render(self) -> np.ndarray:

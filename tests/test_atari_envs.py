@@ -15,7 +15,7 @@ from ale_py.vector_env import AtariVectorEnv
 
 from pwm_atari.envs import PROTOCOLS, AtariEnv, check_task, describe_protocol
 from pwm_core.config import load_config
-from pwm_core.envs import Finished, env_seeds
+from pwm_core.envs import Finished, env_seeds, episode_seed
 from pwm_core.errors import UserError
 
 ATARI_100K = {  # game -> size of its minimal action set
@@ -46,13 +46,16 @@ class Emulator:
     def __init__(self, rom: str, seed: int, sticky: float, noops: int = 0) -> None:
         ALEInterface.setLoggerMode(LoggerMode.Error)
         self.ale = ALEInterface()
-        self.ale.setInt("random_seed", seed)
         self.ale.setFloat("repeat_action_probability", sticky)
-        self.ale.loadROM(roms.get_rom_path(rom))
-        self.actions = self.ale.getMinimalActionSet()
+        self.rom, self.seed, self.game = roms.get_rom_path(rom), seed, -1
         self.begin(noops)
+        self.actions = self.ale.getMinimalActionSet()
 
     def begin(self, noops: int = 0) -> None:
+        """The next game, from the seed of its number."""
+        self.game += 1
+        self.ale.setInt("random_seed", episode_seed(self.seed, self.game))
+        self.ale.loadROM(self.rom)
         self.ale.reset_game()
         for _ in range(noops):
             self.ale.act(Action.NOOP)
@@ -161,19 +164,19 @@ def test_steps_repeat_frame_by_frame_on_a_bare_emulator(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_seeds(protocol: str) -> None:
-    """The same run seed repeats exactly, also on the same object; another one differs, as do the
-    environments of one run."""
+    """The same run seed repeats exactly; another one differs, as do the environments of one run,
+    and the games after another reset."""
     recorded = []
     for seed in (1, 1, 2):
         with closing(AtariEnv("ALE/Seaquest-v5", 2, seed, protocol=protocol)) as env:
             recorded.append(record(env, 60))
             if seed == 2:
                 recorded.append(record(env, 60))
-    first, again, other, rerun = recorded
-    for a, b in ((first, again), (other, rerun)):
-        for left, right in zip(a, b, strict=True):
-            np.testing.assert_array_equal(left, right)
+    first, again, other, later = recorded
+    for left, right in zip(first, again, strict=True):
+        np.testing.assert_array_equal(left, right)
     assert (first[0] != other[0]).any()
+    assert (later[0] != other[0]).any()
     assert (first[0][:, 0] != first[0][:, 1]).any()
 
 
@@ -260,6 +263,42 @@ def test_frame_limit_truncates_without_done() -> None:
             np.testing.assert_array_equal(np.stack([s.obs for s in seen]), start)
             courses.update(course)
         assert len(courses) == 6
+
+
+@pytest.mark.parametrize("protocol", ["pamorl", "standard"])
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_saved_game_goes_on_bit_for_bit(protocol: str, num_envs: int) -> None:
+    """Within the third games of Breakout or so, each environment at another length of its own."""
+    rng = np.random.default_rng(1)
+    with closing(AtariEnv("ALE/Breakout-v5", num_envs, seed=6, protocol=protocol)) as env:
+        env.reset()
+        for _ in range(500):
+            seen = env.step(env.random_actions(rng)).obs
+        state = env.state_dict()
+        assert (state["episodes"]["numbers"] >= 1).all()
+        actions = [env.random_actions(rng) for _ in range(400)]
+        expected = [env.step(action) for action in actions]
+    assert sum(len(step.finished) for step in expected) >= num_envs
+    with closing(AtariEnv("ALE/Breakout-v5", num_envs, seed=6, protocol=protocol)) as env:
+        assert (env.load_state_dict(state) == seen).all()
+        for action, before in zip(actions, expected, strict=True):
+            after = env.step(action)
+            assert (after.obs == before.obs).all()
+            assert (after.reward == before.reward).all()
+            assert (after.is_first == before.is_first).all()
+            assert after.finished == before.finished
+
+
+def test_games_of_several_environments_equal_those_of_one() -> None:
+    """A game over in one environment begins its next game and leaves the others alone."""
+    with closing(AtariEnv("ALE/Breakout-v5", 2, seed=6)) as both:
+        together = [s for _, s, _ in play(both, 700)]
+        alone = AtariEnv("ALE/Breakout-v5", 1, seed=0)
+        alone.episodes._env_seeds = both.episodes._env_seeds[1:]
+        with closing(alone):
+            for (_, (seen,), _), pair in zip(play(alone, 700), together, strict=True):
+                assert seen[1:] == pair[1][1:]
+                assert (seen.obs == pair[1].obs).all()
 
 
 def test_observations_are_not_overwritten_by_the_next_step() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pwm_core.config import Config, load_config
-from pwm_core.envs import VectorEnv, env_seeds
+from pwm_core.envs import VectorEnv, env_seeds, episode_seed
 from pwm_core.errors import UserError
 from pwm_dmc import envs
 from pwm_dmc.envs import DMCEnv
@@ -42,8 +42,14 @@ class Reference:
 
     def __init__(self, domain: str, task: str, seed: int, frame_skip: int) -> None:
         self.env = suite.load(domain, task, task_kwargs={"random": seed})
-        self.frame_skip = frame_skip
-        self.obs = self._flat(self.env.reset())
+        self.frame_skip, self.seed, self.episode = frame_skip, seed, -1
+        self.obs = self._flat(self._begin())
+
+    def _begin(self):
+        """Every episode from the seed of its number."""
+        self.episode += 1
+        self.env.task.random.seed(episode_seed(self.seed, self.episode))
+        return self.env.reset()
 
     @staticmethod
     def _flat(timestep) -> np.ndarray:
@@ -58,7 +64,7 @@ class Reference:
             total += timestep.reward
             repeats += 1
         last = timestep.last()
-        self.obs = self._flat(self.env.reset() if last else timestep)
+        self.obs = self._flat(self._begin() if last else timestep)
         return self.obs, total, last
 
 
@@ -255,18 +261,80 @@ def test_processes_are_as_many_as_cpus_and_gone_after_close(make):
     assert [worker.poll() for worker in workers] == [0] * len(workers)
 
 
-def test_a_worker_that_dies_is_an_error_and_no_hang(make):
+def test_a_dead_worker_is_replaced_and_its_episodes_closed(make, caplog):
+    """The other worker's episode goes on; the lost one is no finished episode, and its next one
+    begins from the seed of its number."""
+    env = make("pendulum_swingup", 2, seed=3, workers=2)
+    env.reset()
+    zeros = np.zeros((2, 1), np.float32)
+    env.step(zeros)
+    env._groups[1].process.kill()
+    with no_longer_than(20):
+        step = env.step(zeros)
+    assert step.is_first.tolist() == [False, True]
+    assert step.reward[1] == 0
+    assert not step.done.any()
+    assert step.finished == []
+    assert env.restarts == 1
+    assert "killed by SIGKILL; another takes its place" in caplog.text
+    reference = Reference("pendulum", "swingup", int(env_seeds(3, 2)[1]), 2)
+    reference.obs = reference._flat(reference._begin())
+    np.testing.assert_array_equal(step.obs[1], reference.obs)
+    finished = [entry for _ in range(500) for entry in env.step(zeros).finished]
+    assert [(entry.env, entry.length) for entry in finished] == [(0, 500), (1, 500)]
+
+
+def test_workers_that_keep_dying_are_an_error_and_no_hang(make):
     env = make("pendulum_swingup", 2, workers=2)
     env.reset()
-    env.step(np.zeros((2, 1), np.float32))
-    workers = [group.process for group in env._groups]
-    workers[1].kill()
-    with no_longer_than(5):
-        with pytest.raises(UserError, match="environments has died: killed by SIGKILL") as raised:
-            env.step(np.zeros((2, 1), np.float32))
+    zeros = np.zeros((2, 1), np.float32)
+    env.step(zeros)
+    other = env._groups[0].process
+    with no_longer_than(60):
+        for _ in range(3):
+            env._groups[1].process.kill()
+            env.step(zeros)
+        env._groups[1].process.kill()
+        with pytest.raises(UserError, match="has died: killed by SIGKILL, and so did") as raised:
+            env.step(zeros)
         env.close()
     assert "\n" not in str(raised.value)
-    assert workers[0].poll() == 0
+    assert other.poll() == 0
+
+
+@pytest.mark.parametrize("task", sorted({*BENCHMARK_TASKS, *PUBLISHED_TASKS}))
+def test_a_saved_episode_goes_on_bit_for_bit(make, task):
+    """For every task: state of the second episode after 12 steps, into another environment."""
+    rng = np.random.default_rng(0)
+    env = make(task, seed=11, frame_skip=5)
+    env.reset()
+    env.reset()
+    for _ in range(12):
+        seen = env.step(env.random_actions(rng)).obs
+    state = env.state_dict()
+    actions = [env.random_actions(rng) for _ in range(8)]
+    expected = [env.step(action) for action in actions]
+    again = make(task, seed=11, frame_skip=5)
+    np.testing.assert_array_equal(again.load_state_dict(state), seen)
+    for action, before in zip(actions, expected, strict=True):
+        after = again.step(action)
+        np.testing.assert_array_equal(after.obs, before.obs)
+        np.testing.assert_array_equal(after.reward, before.reward)
+
+
+def test_saved_episodes_of_several_workers_go_on_to_the_same_returns(make):
+    rng = np.random.default_rng(0)
+    env = make("reacher_easy", 3, seed=5, frame_skip=50, workers=2)
+    env.reset()
+    for _ in range(27):
+        env.step(env.random_actions(rng))
+    state = env.state_dict()
+    actions = [env.random_actions(rng) for _ in range(40)]
+    finished = [entry for action in actions for entry in env.step(action).finished]
+    again = make("reacher_easy", 3, seed=5, frame_skip=50)
+    again.load_state_dict(state)
+    assert [entry for action in actions for entry in again.step(action).finished] == finished
+    assert len(finished) == 6
 
 
 @pytest.mark.parametrize("workers", [None, 1])
