@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pwm_core.actor_critic import ActorCritic
 from pwm_core.config import Config
@@ -14,6 +14,7 @@ from pwm_core.distributions import sample_index
 from pwm_core.imagination import Trajectory, imagine
 from pwm_core.linear_attention import RecurrentState
 from pwm_core.runtime import has_bfloat16
+from pwm_core.updates import Updater
 from pwm_core.world_model import Batch, Metrics, WorldModel
 
 
@@ -29,10 +30,18 @@ class ActingState:
         self.deter = deter
         self.recurrent = recurrent
 
+    def state_dict(self) -> dict[str, Any]:
+        """Its tensors."""
+        memories = [memory.memory for memory in self.recurrent.memories]
+        return {"deter": self.deter, "previous": self.recurrent.previous, "memories": memories}
 
-def _adamw(module: nn.Module, lr: float, eps: float, weight_decay: float) -> torch.optim.AdamW:
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        device = self.deter.device
+        self.deter = state["deter"].to(device)
+        self.recurrent.previous = [tensor.to(device) for tensor in state["previous"]]
+        for memory, tensor in zip(self.recurrent.memories, state["memories"], strict=True):
+            memory.memory = tensor.to(device)
 
 
 class Agent:
@@ -49,8 +58,19 @@ class Agent:
         self.world_model = world_model.to(device)
         self.actor_critic = actor_critic.to(device)
         model, agent = config.Models.WorldModel, config.Models.Agent
-        self.model_optimizer = _adamw(world_model, model.LR, model.Eps, model.WeightDecay)
-        self.agent_optimizer = _adamw(actor_critic, agent.LR, agent.Eps, agent.WeightDecay)
+        self.updaters = {
+            name: Updater(
+                module,
+                lr=settings.LR,
+                eps=settings.Eps,
+                weight_decay=settings.WeightDecay,
+                clip=settings.GradClip,
+            )
+            for name, module, settings in (
+                ("WorldModel", self.world_model, model),
+                ("ActorCritic", self.actor_critic, agent),
+            )
+        }
         self._amp = config.BasicSettings.UseAmp and has_bfloat16(device)
 
     def autocast(self) -> torch.autocast:
@@ -61,12 +81,12 @@ class Agent:
 
     def train_world_model(self, batch: Batch) -> Metrics:
         """One update of the world model; metrics are scalars left on the device."""
+        updater = self.updaters["WorldModel"]
+        updater.begin()
         self.world_model.train()
         with self.autocast():
             loss, metrics = self.world_model.loss(batch)
-        norm = self._update(
-            self.model_optimizer, self.world_model, loss, self.config.Models.WorldModel.GradClip
-        )
+        norm = updater.step(loss)
         return {f"WorldModel/{name}": value for name, value in metrics.items()} | {
             "WorldModel/grad_norm": norm
         }
@@ -88,27 +108,23 @@ class Agent:
 
     def train_actor_critic(self, trajectory: Trajectory) -> Metrics:
         """``AgentUpdate`` updates on imagined rollouts; the metrics of the last."""
+        updater = self.updaters["ActorCritic"]
         for _ in range(self.config.JointTrainAgent.AgentUpdate):
+            updater.begin()
             with self.autocast():
                 loss, metrics = self.actor_critic.loss(trajectory)
-            norm = self._update(
-                self.agent_optimizer, self.actor_critic, loss, self.config.Models.Agent.GradClip
-            )
+            norm = updater.step(loss)
             self.actor_critic.update_slow_critic()
         return {f"ActorCritic/{name}": value for name, value in metrics.items()} | {
             "ActorCritic/grad_norm": norm
         }
 
-    @staticmethod
-    def _update(
-        optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, clip: float
-    ) -> Tensor:
-        """Backward, clip, step; returns the gradient's norm before clipping."""
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
-        optimizer.step()
-        return norm
+    def skipped(self) -> dict[str, float]:
+        """Updates skipped so far because they were not finite; waits for the device."""
+        return {
+            f"{name}/skipped_updates": float(updater.skipped)
+            for name, updater in self.updaters.items()
+        }
 
     # ----------------------------------------------------------------------------------- acting
 
@@ -160,12 +176,11 @@ class Agent:
     def state_dict(self) -> dict[str, Any]:
         """All that training needs to go on: weights and optimisers."""
         return self.weights() | {
-            "model_optimizer": self.model_optimizer.state_dict(),
-            "agent_optimizer": self.agent_optimizer.state_dict(),
+            "updaters": {name: updater.state_dict() for name, updater in self.updaters.items()}
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.load_weights(state)
-        self.model_optimizer.load_state_dict(state["model_optimizer"])
-        self.agent_optimizer.load_state_dict(state["agent_optimizer"])
+        for name, updater in self.updaters.items():
+            updater.load_state_dict(state["updaters"][name])

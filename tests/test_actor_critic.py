@@ -272,7 +272,11 @@ def test_the_slow_critic_starts_as_the_critic_and_follows_by_tau() -> None:
 
     agent = make_agent(config)
     slow = [p.clone() for p in agent.actor_critic.slow_critic.parameters()]
-    trained = {id(p) for group in agent.agent_optimizer.param_groups for p in group["params"]}
+    trained = {
+        id(p)
+        for group in agent.updaters["ActorCritic"].optimizer.param_groups
+        for p in group["params"]
+    }
     assert trained.isdisjoint(id(p) for p in agent.actor_critic.slow_critic.parameters())
     agent.train_actor_critic(make_trajectory(agent.actor_critic))  # AgentUpdate = 2 updates
     moved = agent.actor_critic.slow_critic.parameters()
