@@ -7,15 +7,19 @@
       run.json                task, seed, versions, commit, hardware
       metrics.jsonl           one object per logged step
       checkpoints/<step>.pt   weights of that step, for evaluation
-      state.pt                optimisers, counters and random states of the newest checkpoint
+      resume/, replay/        what an interrupted run goes on from, see ``pwm_core.resume``
       videos/                 what training logged to look at
+      lock                    held by the process that trains
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-import pickle
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,8 @@ import torch
 
 from pwm_core.config import REPOSITORY, Config, dump_config, load_config
 from pwm_core.errors import UserError, closest
-from pwm_core.files import write_tensors, write_text
+from pwm_core.files import read_tensors, write_tensors, write_text
+from pwm_core.resume import ResumePoints
 
 RUNS = REPOSITORY / "ckpt"
 
@@ -38,27 +43,107 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(``Section.Key``, value) of every key of a config."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _at(tree: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
+
+
 class RunFolder:
     """Everything of one run, under ``ckpt/<run name>/`` at the repository's root."""
 
     def __init__(self, name: str) -> None:
         self.name = _check_name(name)
         self.path = RUNS / name
+        self.points = ResumePoints(self.path)
 
-    @classmethod
-    def new(cls, name: str) -> RunFolder:
-        """A run to be; nothing is written before :meth:`begin`.
+    @property
+    def exists(self) -> bool:
+        """Whether a run of that name has begun."""
+        return self._config.is_file()
+
+    def refuse_existing(self) -> None:
+        """For a run that is to be a new one.
 
         Raises:
             UserError: there is one of that name already.
         """
-        folder = cls(name)
-        if folder._config.exists():
+        if self.exists:
             raise UserError(
-                f"a run named {name} exists already in {folder.path}: choose another -n, "
-                "or move that folder away"
+                f"a run named {self.name} exists already in {self.path}: -resume goes on with it; "
+                "or choose another -n, or move that folder away"
             )
-        return folder
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while training. The kernel lets go of it when the process ends, however it ends.
+
+        Raises:
+            UserError: another process trains this run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "lock", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise UserError(f"run {self.name} is being trained by {owner}") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            file.flush()
+            yield
+
+    def check_same(self, config: Config, metadata: dict[str, Any]) -> None:
+        """For a run that is to go on.
+
+        Raises:
+            UserError: task, domain or config differ from those it began with.
+        """
+        before, now = self.config().model_dump(), config.model_dump()
+        was = self.metadata()
+        pairs = [(key, was.get(key), metadata[key]) for key in ("domain", "task")]
+        pairs += [(key, old, _at(now, key)) for key, old in _leaves(before)]
+        changes = [f"{key} was {old} and is {new}" for key, old, new in pairs if old != new]
+        if changes:
+            raise UserError(
+                f"run {self.name} cannot go on with other settings: {'; '.join(changes)}"
+            )
+
+    def discard(self) -> None:
+        """Remove the folder of a run that did not begin, unless it holds more than the lock."""
+        with contextlib.suppress(OSError):
+            (self.path / "lock").unlink()
+            self.path.rmdir()
+
+    def finished(self, total: int) -> bool:
+        """Whether the run got to ``total`` steps; it can then not go on."""
+        return not self.points.steps() and bool(self.steps()) and self.steps()[-1] >= total
+
+    def note_versions(self, metadata: dict[str, Any]) -> None:
+        """Say what a run that goes on stands on now, where it differs from before."""
+        was = self.metadata()
+        changed = [
+            f"{package} was {was['versions'].get(package)} and is {version}"
+            for package, version in metadata["versions"].items()
+            if was["versions"].get(package) != version
+        ]
+        changed += [
+            f"{key} was {was.get(key)} and is {metadata[key]}"
+            for key in ("commit", "hardware")
+            if was.get(key) != metadata[key]
+        ]
+        if changed:
+            print(f"note: the numbers may part from here on: {'; '.join(changed)}")
 
     def begin(self, config: Config, metadata: dict[str, Any]) -> None:
         """Write the resolved config and what the run stands on."""
@@ -111,12 +196,17 @@ class RunFolder:
         """The weights saved at ``step``."""
         return self.path / "checkpoints" / f"{step:09d}.pt"
 
-    def save(self, step: int, weights: dict[str, Any], state: dict[str, Any]) -> Path:
-        """Write a checkpoint; the state last, since it names the weights it belongs to."""
+    def save(self, step: int, weights: dict[str, Any], keep: int | None = None) -> dict[str, str]:
+        """Write the weights of ``step``; returns the file, relative to the folder, and its SHA-256.
+
+        Args:
+            keep: how many of the newest to keep; None: all.
+        """
         path = self.checkpoint(step)
-        write_tensors(path, {"step": step, **weights})
-        write_tensors(self.path / "state.pt", {"step": step, **state})
-        return path
+        digest = write_tensors(path, {"step": step, **weights})
+        for old in self.steps()[:-keep] if keep else []:
+            self.checkpoint(old).unlink()
+        return {str(path.relative_to(self.path)): digest}
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -149,9 +239,7 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
-        path = self.checkpoint(step)
-        try:
-            return torch.load(path, map_location=device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise UserError(f"{path} cannot be read: {reason}") from None
+        content = read_tensors(self.checkpoint(step), device)
+        if not isinstance(content, dict):
+            raise UserError(f"{self.checkpoint(step)} holds no weights")
+        return content

@@ -111,6 +111,9 @@ class JointTrainAgent(_Section):
     """Agent steps between logged videos."""
     LogEverySteps: Count
     """Agent steps between lines of training metrics: means since the line before."""
+    MaxSkippedUpdates: Annotated[int, BeforeValidator(_number), Field(ge=0)]
+    """Updates in a row that may be skipped because loss or gradient is not finite; one more ends
+    the run. Looked at whenever metrics are logged."""
     EvalEnvs: Count
     """Environments evaluated side by side."""
     EvalEpisodes: Count

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
-from collections.abc import Callable, Iterator
+import pickle
+import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+from pwm_core.errors import UserError
 
 
 @contextmanager
@@ -21,8 +28,18 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the new name as durable as the content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -31,8 +48,48 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_tensors(path: Path, content: Any) -> None:
-    """Replace ``path`` by a torch archive."""
-    _save: Callable[..., None] = torch.save
+def write_tensors(path: Path, content: Any) -> str:
+    """Replace ``path`` by a torch archive; returns its SHA-256."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with replacing(path) as temporary:
-        _save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What :func:`write_tensors` wrote: tensors and plain values, no code of the file is run.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds something else.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError,
+            IndexError, pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason}") from None
+
+
+def to_tensors(tree: Any) -> Any:
+    """A nest of dicts and lists with its NumPy arrays as tensors, which need no code to load."""
+    if isinstance(tree, np.ndarray):
+        return torch.from_numpy(tree)
+    if isinstance(tree, dict):
+        return {key: to_tensors(value) for key, value in tree.items()}
+    return [to_tensors(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def to_arrays(tree: Any) -> Any:
+    """The inverse of :func:`to_tensors`."""
+    if isinstance(tree, torch.Tensor):
+        return tree.numpy()
+    if isinstance(tree, dict):
+        return {key: to_arrays(value) for key, value in tree.items()}
+    return [to_arrays(value) for value in tree] if isinstance(tree, list) else tree

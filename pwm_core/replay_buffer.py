@@ -114,6 +114,9 @@ class ReplayBuffer:
         storage: ``auto``, ``device``, ``memory`` or ``disk``.
         directory: where ``disk`` puts its files.
 
+    Attributes:
+        total: steps of each environment stored since the run began, dropped ones included.
+
     Raises:
         UserError: the buffer does not fit.
     """
@@ -144,7 +147,7 @@ class ReplayBuffer:
                 for name, (shape, dtype) in shapes.items()
             }
         self.place = self._data["obs"].device
-        self.head, self.size = 0, 0
+        self.total = 0
         # The same two on the device, so that sampling needs no host round trip.
         self._window = torch.zeros(2, dtype=torch.int64, device=self.place)
         self._env = torch.arange(num_envs, device=self.place)
@@ -170,6 +173,16 @@ class ReplayBuffer:
             for name, (shape, dtype) in shapes.items()
         }
 
+    @property
+    def head(self) -> int:
+        """The ring position written next."""
+        return self.total % self.length
+
+    @property
+    def size(self) -> int:
+        """Steps held of each environment."""
+        return min(self.total, self.length)
+
     def __len__(self) -> int:
         """Transitions held, over all environments."""
         return self.size * self.num_envs
@@ -189,10 +202,45 @@ class ReplayBuffer:
         values = (obs, action, reward, done, is_first)
         for stored, value in zip(self._data.values(), values, strict=True):
             stored[:, self.head] = torch.as_tensor(value).to(stored.device, stored.dtype)
-        self.head = (self.head + 1) % self.length
-        self.size = min(self.size + 1, self.length)
-        oldest = (self.head - self.size) % self.length
+        self.total += 1
+        self._move_window()
+
+    def _move_window(self) -> None:
+        oldest = (self.total - self.size) % self.length
         self._window.copy_(torch.tensor([oldest, self.size]))
+
+    def read(self, first: int, last: int) -> dict[str, Tensor]:
+        """The steps [first, last) of every environment, counted from the run's first: each field
+        (N, last - first, ...) in host memory.
+
+        Raises:
+            ValueError: the ring does not hold them all.
+        """
+        if not self.total - self.size <= first <= last <= self.total:
+            raise ValueError(f"the replay holds the steps {self.total - self.size}:{self.total}")
+        steps = torch.arange(first, last, device=self.place) % self.length
+        return {name: stored[:, steps].cpu() for name, stored in self._data.items()}
+
+    def write(self, first: int, fields: dict[str, Tensor]) -> None:
+        """Put back what :meth:`read` gave from ``first`` on; what the ring dropped since is not.
+
+        The steps become the newest of the ring; call in their order.
+        """
+        last = first + fields["obs"].shape[1]
+        kept = max(first, last - self.length)
+        steps = torch.arange(kept, last, device=self.place) % self.length
+        for name, stored in self._data.items():
+            stored[:, steps] = fields[name][:, kept - first :].to(stored.device)
+        self.total = last
+        self._move_window()
+
+    def count_not_finite(self) -> dict[str, int]:
+        """Of each field that can hold such values, how many stored ones are NaN or infinite."""
+        return {
+            name: int((~torch.isfinite(stored[:, : self.size])).sum())
+            for name, stored in self._data.items()
+            if stored.is_floating_point()
+        }
 
     def sample_indices(self, batch_size: int, length: int) -> tuple[Tensor, Tensor]:
         """Uniform starts: environments (B,) in equal shares, and ring positions (B, T).

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import os
 import platform
 import random
+import re
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -59,6 +62,30 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, forever)
 
 
+@contextlib.contextmanager
+def memory_advice() -> Iterator[None]:
+    """Turns an allocation that fails into one line that says which settings to lower.
+
+    Raises:
+        UserError: torch had no memory left.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        text = str(error)
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and (
+            "allocate memory" not in text
+        ):
+            raise
+        wanted = re.search(r"(?:allocate|buy) [\d.]+ ?\w+|\d+ bytes", text)
+        raise UserError(
+            f"out of memory{f' (tried to {wanted[0]})' if wanted else ''}: lower "
+            "JointTrainAgent.BatchSize, ImagineBatchSize or ImagineContext, or keep the replay off "
+            "the device with JointTrainAgent.BufferStorage=memory; -resume goes on from the last "
+            "checkpoint where the config is the same"
+        ) from None
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies in bfloat16 itself; emulated, it would only be slower."""
     if device.type == "cuda":
@@ -78,6 +105,39 @@ def seed_everything(seed: int) -> np.random.Generator:
     np.random.seed(seed)
     torch.manual_seed(seed)
     return np.random.default_rng(seed)
+
+
+def random_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The state of every random generator: torch's, Python's, NumPy's and ``rng``."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), *rest],
+        "rng": rng.bit_generator.state,
+    }
+
+
+def set_random_state(state: dict[str, Any], rng: np.random.Generator) -> None:
+    """The inverse of :func:`random_state`. CUDA's is taken where there are as many devices."""
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([device.cpu() for device in state["cuda"]])
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    rng.bit_generator.state = state["rng"]
+
+
+def make_deterministic() -> None:
+    """Algorithms that give the same numbers every time on one machine; call before any CUDA use.
+
+    On a CPU they do so anyway, with the same number of threads."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
+    torch.backends.cudnn.benchmark = False
 
 
 def versions() -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import netrc
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
@@ -38,22 +40,60 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """One JSON object per logged step, flushed line by line."""
+    """One JSON object per logged step, in the file when :meth:`log` returns. A number that is not
+    finite becomes null. While the disk is full the lines wait in memory.
 
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
+    Args:
+        path: appended to.
+        size: bytes of it to keep, the rest is cut off; None: all.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._end = os.fstat(self._file).st_size
+        if size is not None and size < self._end:
+            os.ftruncate(self._file, size)
+            self._end = size
+        self._waiting: list[bytes] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes of all lines, those that wait included."""
+        return self._end + sum(len(line) for line in self._waiting)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append ``{"step": ..., name: value, ...}``."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        self._waiting.append((json.dumps({"step": step, **finite}) + "\n").encode())
+        self._write()
+
+    def _write(self) -> None:
+        """Write what waits; half a line is cut off again."""
+        warned = len(self._waiting) > 1
+        while self._waiting:
+            line = self._waiting[0]
+            try:
+                written = os.pwrite(self._file, line, self._end)
+                reason = "no space is left"
+            except OSError as error:
+                written, reason = 0, str(error.strerror)
+            if written < len(line):
+                os.ftruncate(self._file, self._end)
+                if not warned:
+                    print(f"warning: metrics.jsonl: {reason}; its lines wait in memory")
+                return
+            self._end += len(line)
+            self._waiting.pop(0)
 
     def video(self, step: int, name: str, frames: np.ndarray, path: Path) -> None:
         """Videos are files of their own."""
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._write()
+        if self._waiting:
+            print(f"warning: metrics.jsonl: {len(self._waiting)} lines could not be written")
+        os.close(self._file)
 
 
 def wandb_mode() -> str:
@@ -73,7 +113,9 @@ def wandb_mode() -> str:
 class Wandb:
     """Weights & Biases, online with a key and offline without one."""
 
-    def __init__(self, directory: Path, name: str, project: str, config: dict[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, name: str, project: str, config: dict[str, Any], run_id: str
+    ) -> None:
         try:
             import wandb
         except ImportError:
@@ -96,6 +138,8 @@ class Wandb:
                 project=project,
                 name=name,
                 dir=directory,
+                id=run_id,
+                resume="allow",
                 config=config,
                 group=config.get("task"),
                 mode=mode,
@@ -126,16 +170,23 @@ class Wandb:
 
 
 class TensorBoard:
-    """Event files for TensorBoard."""
+    """Event files for TensorBoard.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: the run's folder.
+        after: the step a resumed run goes on from; what was recorded beyond it is not shown.
+    """
+
+    def __init__(self, directory: Path, after: int = 0) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError(
                 "tensorboard is not installed: pip install tensorboard, or -logger none"
             ) from None
-        self._writer = SummaryWriter(str(directory / "tensorboard"))
+        self._writer = SummaryWriter(
+            str(directory / "tensorboard"), purge_step=after + 1 if after else None
+        )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write the scalars of one step."""
@@ -181,14 +232,18 @@ def parse_loggers(text: str) -> list[str]:
 class Tracker:
     """Gathers the metrics of a step and hands them on once, as one record.
 
+    Only ``metrics.jsonl`` matters to a run: a sink or a video that fails is warned of, and training
+    goes on.
+
     Args:
-        folder: the run's folder.
+        metrics: the file of JSON lines, which come first.
         videos: where video files go.
-        sinks: beside the JSON lines, which always come first.
+        sinks: beside the JSON lines.
     """
 
-    def __init__(self, metrics: Path, videos: Path, sinks: list[Sink]) -> None:
-        self._sinks: list[Sink] = [JsonLines(metrics), *sinks]
+    def __init__(self, metrics: JsonLines, videos: Path, sinks: list[Sink]) -> None:
+        self.metrics = metrics
+        self._sinks: list[Sink] = [metrics, *sinks]
         self._videos = videos
         self._step, self._pending = 0, dict[str, float]()
 
@@ -202,22 +257,36 @@ class Tracker:
     def video(self, step: int, name: str, frames: np.ndarray) -> None:
         """Keep ``frames`` (T, H, W, 3) uint8 as ``videos/<name>_<step>.mp4`` and hand them on."""
         path = self._videos / f"{name.split('/')[-1].lower()}_{step:09d}.mp4"
-        write_video(path, frames)
-        for sink in self._sinks:
-            sink.video(step, name, frames, path)
+        try:
+            write_video(path, frames)
+        except OSError as error:  # PyAV's errors are OSErrors too
+            print(f"warning: {path} could not be written: {error}; training goes on")
+            path.unlink(missing_ok=True)
+            return
+        self._each(lambda sink: sink.video(step, name, frames, path))
 
     def flush(self) -> None:
         """Write the pending record."""
         if self._pending:
-            for sink in self._sinks:
-                sink.log(self._step, self._pending)
+            self._each(lambda sink: sink.log(self._step, self._pending))
             self._pending = {}
+
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        """Call every sink; one that fails is dropped."""
+        for sink in list(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:
+                if sink is self.metrics:
+                    raise
+                self._sinks.remove(sink)
+                name, reason = type(sink).__name__, " ".join(str(error).split())
+                print(f"warning: {name} failed and is left out from now on: {reason[:300]}")
 
     def close(self) -> None:
         """Write what is pending and close every sink."""
         self.flush()
-        for sink in self._sinks:
-            sink.close()
+        self._each(lambda sink: sink.close())
 
 
 def progress_bar(total: int, unit: str, *, initial: int = 0) -> tqdm:
@@ -234,28 +303,36 @@ def progress_bar(total: int, unit: str, *, initial: int = 0) -> tqdm:
 
 
 class MeanMetrics:
-    """Means of device scalars over many updates; the device is asked once, at :meth:`take`."""
+    """Means of device scalars over many updates; the device is asked once, at :meth:`take`.
+
+    A value that is not finite does not count; where none is, the mean is NaN.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # names -> (2, names) sums and counts
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Add one update's scalars, which stay where they are."""
-        for name, value in metrics.items():
-            if name in self._sums:
-                self._sums[name] += value
-                self._counts[name] += 1
-            else:
-                self._sums[name] = value.detach().float().clone()
-                self._counts[name] = 1
+        names = tuple(metrics)
+        values = torch.stack([value.detach().float() for value in metrics.values()]).double()
+        finite = torch.isfinite(values)
+        pair = torch.stack([values.masked_fill(~finite, 0.0), finite.double()])
+        self._sums[names] = self._sums[names] + pair if names in self._sums else pair
 
     def take(self) -> dict[str, float]:
         """The means since the last call."""
-        if not self._sums:
-            return {}
-        values = torch.stack(list(self._sums.values())).tolist()
-        counts = self._counts.values()
-        means = {n: v / c for n, v, c in zip(self._sums, values, counts, strict=True)}
-        self._sums, self._counts = {}, {}
+        means = {}
+        for names, pair in self._sums.items():
+            for name, total, count in zip(names, *pair.tolist(), strict=True):
+                means[name] = total / count if count else math.nan
+        self._sums = {}
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        return {"names": [list(names) for names in self._sums], "sums": list(self._sums.values())}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """The inverse of :meth:`state_dict`."""
+        sums = (pair.to(device) for pair in state["sums"])
+        self._sums = dict(zip(map(tuple, state["names"]), sums, strict=True))

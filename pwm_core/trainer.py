@@ -1,23 +1,28 @@
-"""The training loop: act, store, update, log, save."""
+"""The training loop: act, update, store, log, save."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import torch
 
 from pwm_core.agent import Agent
 from pwm_core.checkpoint import RunFolder
 from pwm_core.config import Config
+from pwm_core.diagnosis import diagnose
 from pwm_core.envs import Finished, VectorEnv
+from pwm_core.errors import UserError
+from pwm_core.files import to_arrays, to_tensors
 from pwm_core.replay_buffer import ReplayBuffer
+from pwm_core.resume import Point, ResumePoints
+from pwm_core.runtime import random_state, set_random_state
+from pwm_core.signals import Signals, StoppedError
 from pwm_core.tracking import MeanMetrics, Tracker, progress_bar
 from pwm_core.video import log_videos
 
 
 class Trainer:
-    """Drives one run from its first step to ``SampleMaxSteps``.
+    """Drives one run from its first step, or from where it stopped, to ``SampleMaxSteps``.
 
     Args:
         config: the resolved config.
@@ -25,6 +30,7 @@ class Trainer:
         env, agent, replay: the parts it moves.
         tracker, folder: where metrics and checkpoints go.
         rng: draws the warm-up's actions.
+        keep: weights of how many checkpoints to keep; None: of all.
     """
 
     def __init__(
@@ -37,57 +43,71 @@ class Trainer:
         tracker: Tracker,
         folder: RunFolder,
         rng: np.random.Generator,
+        keep: int | None = None,
     ) -> None:
         self.config, self.settings, self.task = config, config.JointTrainAgent, task
         self.env, self.agent, self.replay = env, agent, replay
-        self.tracker, self.folder, self.rng = tracker, folder, rng
+        self.tracker, self.folder, self.rng, self.keep = tracker, folder, rng, keep
         self.step, self.episodes = 0, 0
         self._last_return = ""  # for the progress bar
         self.metrics = MeanMetrics()
         self.acting = agent.initial_state(env.num_envs)
+        self.obs: np.ndarray | None = None
+        self.is_first = np.ones(env.num_envs, bool)
+        self.signals = Signals()
+
+    @property
+    def points(self) -> ResumePoints:
+        """What the run can go on from."""
+        return self.folder.points
 
     def run(self) -> None:
-        """Train to the end; a checkpoint is written at the last step, and when interrupted."""
-        try:
-            self._run()
-        except KeyboardInterrupt:
-            self.save()
-            print(f"\ninterrupted; the checkpoint of step {self.step} was written")
-            raise
-        if not self._crossed(self.settings.SaveEverySteps):
-            self.save()
+        """Train to the end; a checkpoint is written at the last step.
 
-    def _run(self) -> None:
-        total = self.settings.SampleMaxSteps
-        obs = self.env.reset()
-        is_first = np.ones(self.env.num_envs, bool)
-        while self.step < self.settings.BufferWarmUp:
-            obs, is_first = self._step(obs, is_first)
-        # The warm-up takes a second; counted in, it would make the time left far too short.
-        with progress_bar(total, "step", initial=self.step) as bar:
-            while self.step < total:
-                obs, is_first = self._step(obs, is_first)
-                bar.set_postfix_str(self._last_return, refresh=False)
-                bar.update(self.env.num_envs)
+        Raises:
+            StoppedError: by a signal, after a checkpoint.
+            UserError: too many updates in a row were not finite, or the last checkpoint could not
+                be written.
+        """
+        with self.signals:
+            if self.obs is None:
+                self.obs = self.env.reset()
+            while self.step < self.settings.BufferWarmUp:
+                self._step()
+            # The warm-up takes a second; counted in, it would make the time left far too short.
+            total = self.settings.SampleMaxSteps
+            with progress_bar(total, "step", initial=self.step) as bar:
+                while self.step < total:
+                    self._step()
+                    bar.set_postfix_str(self._last_return, refresh=False)
+                    bar.update(self.env.num_envs)
+        if not self.save():
+            raise UserError("the run's last checkpoint is missing; make room and -resume")
+        self.points.clear()
 
-    def _step(self, obs: np.ndarray, is_first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One agent step in every environment and the updates that are due after it."""
+    def _step(self) -> None:
+        """One agent step in every environment, and the updates that are due after it.
+
+        The environments step while the device trains, so the newest transition that an update can
+        sample is the one before.
+        """
         learning = self.step >= self.settings.BufferWarmUp
         if learning:
-            action = self.agent.act(obs, is_first, self.acting)
+            action = self.agent.act(self.obs, self.is_first, self.acting)
         else:
             action = self.env.random_actions(self.rng)
-        result = self.env.step(action)
-        self.replay.add(obs, action, result.reward, result.done, is_first)
+        self.env.send(action)
         self.step += self.env.num_envs
+        if learning:
+            self._train()
+        result = self.env.recv()
+        self.replay.add(self.obs, action, result.reward, result.done, self.is_first)
+        self.obs, self.is_first = result.obs, result.is_first
         if result.finished:
             self._log_episodes(result.finished)
         if learning:
-            self._train()
             self._log()
-        if self._crossed(self.settings.SaveEverySteps):
-            self.save()
-        return result.obs, result.is_first
+        self._save_if_asked()
 
     def _log_episodes(self, finished: list[Finished]) -> None:
         """Episodes that ended at this step: the mean, where several did."""
@@ -122,25 +142,104 @@ class Trainer:
     def _log(self) -> None:
         """Metrics and videos that are due."""
         if self._crossed(self.settings.LogEverySteps):
-            frames = self.step * self.env.frame_skip
-            self.tracker.log(self.step, {**self.metrics.take(), "frames": frames})
+            counts = {"frames": self.step * self.env.frame_skip}
+            counts["Rollout/worker_restarts"] = self.env.restarts
+            self.tracker.log(self.step, self.metrics.take() | self.agent.skipped() | counts)
+            self._check_updates()
         if self._crossed(self.settings.VideoLogStep):
             batch = self.replay.sample(self.settings.BatchSize, self.settings.BatchLength)
             for name, frames in log_videos(self.agent, batch).items():
                 self.tracker.video(self.step, name, frames)
 
-    def save(self) -> None:
-        """Write a checkpoint of this step."""
+    def _check_updates(self) -> None:
+        """Give up when too many updates in a row were skipped.
+
+        Raises:
+            UserError: says which part went bad and what to go on from.
+        """
+        most = self.settings.MaxSkippedUpdates
+        for name, updater in self.agent.updaters.items():
+            in_a_row = updater.take_longest()
+            if in_a_row > most:
+                self.tracker.flush()
+                steps = self.points.steps()
+                saved = f"the checkpoint of step {steps[-1]} is there" if steps else "none is saved"
+                raise UserError(
+                    f"step {self.step}: {in_a_row} updates of {name} in a row were skipped, since "
+                    f"they were not finite (JointTrainAgent.MaxSkippedUpdates = {most}). "
+                    f"{diagnose(self.agent, self.replay)}; {saved}"
+                )
+
+    # ------------------------------------------------------------------------------------ saving
+
+    def _save_if_asked(self) -> None:
+        """Write a checkpoint where one is due or a signal asks for it.
+
+        Raises:
+            StoppedError: the signal asked for the end too.
+        """
+        due = self._crossed(self.settings.SaveEverySteps) or self.signals.take_save()
+        stop = self.signals.stop
+        if not (due or stop):
+            return
+        saved = self.step < self.settings.SampleMaxSteps and self.save()  # the last one is run()'s
+        if stop and self.step < self.settings.SampleMaxSteps:
+            what = "a checkpoint was written" if saved else "no checkpoint could be written"
+            raise StoppedError(f"{stop}: {what} at step {self.step}; -resume goes on from there")
+
+    def save(self) -> bool:
+        """Write a checkpoint of this step; False, and a warning, where the disk does not let us."""
         self.tracker.flush()
         state = self.agent.state_dict()
         weights = {name: state.pop(name) for name in ("world_model", "actor_critic")}
-        self.folder.save(self.step, weights, state | self._counters())
+        try:
+            files = self.folder.save(self.step, weights, self.keep)
+            self.points.save(self.step, files, to_tensors(self._state() | state), self.replay)
+        except OSError as error:
+            print(
+                f"\nwarning: the checkpoint of step {self.step} could not be written "
+                f"({error.strerror}); those before are untouched and training goes on"
+            )
+            return False
+        return True
 
-    def _counters(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """What the loop itself must remember to go on."""
         return {
+            "step": self.step,
             "episodes": self.episodes,
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy_rng": str(self.rng.bit_generator.state),
+            "last_return": self._last_return,
+            "obs": self.obs,
+            "is_first": self.is_first,
+            "env": self.env.state_dict(),
+            "acting": self.acting.state_dict(),
+            "metrics": self.metrics.state_dict(),
+            "metrics_size": self.tracker.metrics.size,
+            "random": random_state(self.rng),
         }
+
+    def resume(self, point: Point, state: dict[str, Any]) -> None:
+        """Bring everything to where ``point`` was written; ``state`` is what it holds."""
+        device = self.agent.device
+        self.agent.load_state_dict(self.folder.load_weights(point.step, device) | state)
+        for first, fields in self.points.transitions(point):
+            self.replay.write(first, fields)
+        self.step, self.episodes = state["step"], state["episodes"]
+        self._last_return = state["last_return"]
+        self.acting.load_state_dict(state["acting"])
+        self.metrics.load_state_dict(state["metrics"], device)
+        self.obs, self.is_first = to_arrays(state["obs"]), to_arrays(state["is_first"])
+        self._resume_episodes(to_arrays(state["env"]))
+        set_random_state(state["random"], self.rng)
+
+    def _resume_episodes(self, state: dict[str, Any]) -> None:
+        """Where the simulator does not come back to the same observations (another version of it,
+        another renderer), its episodes are closed and the next ones begin."""
+        obs = self.env.load_state_dict(state)
+        if not np.array_equal(obs, self.obs):
+            print(
+                "warning: the running episodes could not be played again to the same observation; "
+                "the next ones begin instead, and the run is not the one it would have been"
+            )
+            self.obs = self.env.reset()
+            self.is_first = np.ones(self.env.num_envs, bool)

@@ -320,7 +320,7 @@ def test_without_a_logger_none_is_imported(tree: Tree, trained: Result, tmp_path
     assert not loaded & {"wandb", "tensorboard", "imageio", "matplotlib", "dm_control"}
     assert "ale_py" in loaded
     left = {path.name for path in tree.folder("silent").iterdir()}
-    assert left == {"config.yaml", "run.json", "metrics.jsonl", "checkpoints", "state.pt"}
+    assert left == {"config.yaml", "run.json", "metrics.jsonl", "checkpoints", "lock"}
     assert not list(tmp_path.iterdir())
     ours, other = tree.records("silent"), tree.records(NAME)
     assert ours[-1]["WorldModel/recon_loss"] != other[-1]["WorldModel/recon_loss"]

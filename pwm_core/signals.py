@@ -1,0 +1,59 @@
+"""Signals that end a run, or make it write a checkpoint, between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+STOPPED = 75
+"""Exit status after a signal: a checkpoint was written, ``-resume`` goes on (EX_TEMPFAIL)."""
+
+
+class StoppedError(Exception):
+    """A signal ended the run; its text is for the user."""
+
+
+class Signals:
+    """Context in which SIGTERM and SIGINT ask for an end, and SIGUSR1 for a checkpoint.
+
+    The second SIGTERM or SIGINT ends the process at once, as it would without this.
+
+    Attributes:
+        stop: the name of the signal that asked for the end, or None.
+        save: whether a checkpoint was asked for since :meth:`take_save`.
+    """
+
+    def __init__(self) -> None:
+        self.stop: str | None = None
+        self.save = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask_to_stop)
+            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._ask_to_save)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop = signal.Signals(number).name
+        for again in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(again, signal.SIG_DFL)
+
+    def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
+        self.save = True
+
+    def take_save(self) -> bool:
+        """Whether a checkpoint was asked for; it is asked for no longer."""
+        asked, self.save = self.save, False
+        return asked
