@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any di
 
 from pwm_atari.train import ATARI
 from pwm_core import cli
+from pwm_core.eval import evaluate_run
 
 if __name__ == "__main__":
-    cli.run(cli.evaluate_run, ATARI)
+    cli.run(evaluate_run, ATARI)

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any di
 from pwm_atari import actor_critic, envs, replay_buffer, world_model
 from pwm_core import cli
 from pwm_core.domain import Domain
+from pwm_core.train import train
 
 ATARI = Domain(
     name="atari",
@@ -26,4 +27,4 @@ ATARI = Domain(
 )
 
 if __name__ == "__main__":
-    cli.run(cli.train, ATARI)
+    cli.run(train, ATARI)

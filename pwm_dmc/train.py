@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any di
 
 from pwm_core import cli
 from pwm_core.domain import Domain
+from pwm_core.train import train
 from pwm_dmc import actor_critic, envs, replay_buffer, world_model
 
 
@@ -41,4 +42,4 @@ DMC = Domain(
 )
 
 if __name__ == "__main__":
-    cli.run(cli.train, DMC)
+    cli.run(train, DMC)

@@ -21,11 +21,13 @@ from pwm_core.checkpoint import RunFolder
 from pwm_core.config import load_config
 from pwm_core.envs import env_seeds
 from pwm_core.errors import UserError
+from pwm_core.eval import evaluate_run
 from pwm_core.evaluation import ScoreFile, Settings, evaluate, quotas, standard_error
 from pwm_core.files import replacing, write_text
 from pwm_core.replay_buffer import ReplayBuffer
 from pwm_core.runtime import seed_everything
 from pwm_core.tracking import JsonLines, Tracker
+from pwm_core.train import train as train_command
 from pwm_core.trainer import Trainer
 from tests.helpers_envs import (
     CONFIG,
@@ -91,12 +93,12 @@ def command(domain_and_made: tuple, name: str, *flags: str) -> None:
     """``train.py`` in this process."""
     overrides = [part for override in TINY for part in ("-set", override)]
     argv = ["-n", name, "-env_name", "count", "-config_path", CONFIG, "-device", "cpu"]
-    cli.train(domain_and_made[0], [*argv, "-logger", "none", *overrides, *flags])
+    train_command(domain_and_made[0], [*argv, "-logger", "none", *overrides, *flags])
 
 
 def score(domain_and_made: tuple, name: str, *flags: str) -> list[list[float]]:
     """``eval.py`` in this process; the rows of the CSV as numbers."""
-    cli.evaluate_run(domain_and_made[0], ["-n", name, "-device", "cpu", *flags])
+    evaluate_run(domain_and_made[0], ["-n", name, "-device", "cpu", *flags])
     return rows_of(evaluation.RESULTS / f"{name}.csv")[1]
 
 
