@@ -147,6 +147,9 @@ class WorldModelConfig(_Section):
     """Share of the uniform distribution mixed into every latent categorical."""
     PosteriorNorm: bool
     """BatchNorm on the posterior's logits (the "BatchNorm trick"); an ablation switch."""
+    LatentGain: Positive
+    """What the scale of the BatchNorm on the latents' logits starts from. 1 (the paper's): latents
+    begin noisy, and at ~1e-3 an update the scale needs thousands of updates to sharpen them."""
     Scan: Literal["sequential", "odd_even", "kogge_stone", "chunked"]
     """Scan backend of the sequence model; all compute the same numbers."""
     ScanChunk: Count

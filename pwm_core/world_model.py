@@ -106,6 +106,9 @@ class WorldModel(nn.Module):
             nn.Linear(width, latent),
             BatchNorm1d(latent, eps=NORM_EPS),
         )
+        for logits in (self.posterior, self.prior):
+            if isinstance(logits[-1], BatchNorm1d):
+                nn.init.constant_(logits[-1].weight, config.LatentGain)
         self.reward_head = head(width, width, agent.Layers, models.Act, models.NumBin)
         self.done_head = head(width, width, agent.Layers, models.Act, 1)
         self.two_hot = SymlogTwoHot(models.NumBin, models.MaxBin)

@@ -59,6 +59,7 @@ TABLE: dict[str, Any] = {
     "Models.WorldModel.RMSNorm": True,
     "Models.WorldModel.OutputTanh": False,
     "Models.WorldModel.PosteriorNorm": True,
+    "Models.WorldModel.LatentGain": 1.0,
     "Models.WorldModel.Scan": "chunked",
     "Models.Agent.EntropyCoef": 3e-4,
     "Models.Agent.LR": 3e-5,

@@ -149,6 +149,25 @@ def test_batch_norm_computes_bfloat16_in_float32_in_eval_mode() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("posterior_norm", "gain"), [("true", 1.0), ("true", 3.0), ("false", 3.0)])
+def test_the_latent_gain_scales_the_logits_at_the_start(posterior_norm: str, gain: float) -> None:
+    """Of posterior and prior, where they have a BatchNorm; nothing else changes."""
+
+    def logits(value: float) -> list[torch.Tensor]:
+        norm = f"Models.WorldModel.PosteriorNorm={posterior_norm}"
+        config = load_small(norm, f"Models.WorldModel.LatentGain={value}")
+        model = make_world_model(config, fresh=True)
+        images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        deter = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(1))
+        return [model.posterior(model.encoder(images)), model.prior(deter)]
+
+    posterior, prior = logits(1.0)
+    scaled_posterior, scaled_prior = logits(gain)
+    factor = gain if posterior_norm == "true" else 1.0
+    torch.testing.assert_close(scaled_posterior, factor * posterior)
+    torch.testing.assert_close(scaled_prior, gain * prior)
+
+
 def test_indices_and_their_vectors_are_the_same_latents() -> None:
     config = load_small()
     model, batch = make_world_model(config).eval(), Data(firsts=FIRSTS).batch(config)
