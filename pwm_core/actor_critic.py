@@ -110,6 +110,7 @@ class ActorCritic(nn.Module):
             "lambda_return": returns.mean(),
             "norm_adv": advantage.mean(),
             "imagined_reward": trajectory.reward.mean(),
+            "clipped_returns": self.two_hot.count_clipped(returns),
         }
 
     @torch.no_grad()

@@ -51,11 +51,18 @@ class SymlogTwoHot:
         symlogged = symlog(value.float()).clamp(-self.max_bin, self.max_bin)
         return (symlogged + self.max_bin) / self._width
 
+    def count_clipped(self, value: Tensor) -> Tensor:
+        """How many of ``value`` lie beyond the bins: a float32 scalar, left on the device."""
+        return (symlog(value.detach().float()).abs() > self.max_bin).sum().float()
+
     def loss(self, logits: Tensor, value: Tensor) -> Tensor:
-        """Cross-entropy of ``logits`` (..., C) with the two-hot ``value`` (...): (...) float32."""
+        """Cross-entropy of ``logits`` (..., C) with the two-hot ``value`` (...): (...) float32.
+
+        A NaN gives NaN."""
         logits = logits.float()
         position = self._position(value)
-        low = position.floor().clamp(max=self.num_bins - 2)
+        # A NaN may be no index: that would end the run, where its update is only to be skipped.
+        low = position.nan_to_num().floor().clamp(max=self.num_bins - 2)
         weight = (position - low).unsqueeze(-1)
         low = low.long().unsqueeze(-1)
         # Only two bins carry weight: gathering them spares a (..., C) target.

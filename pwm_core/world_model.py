@@ -161,6 +161,7 @@ class WorldModel(nn.Module):
             "real_kl": real_kl,
             "vae_ent": categorical_entropy(log_probs(post.detach())).sum(-1).mean(),
             "total_loss": total,
+            "clipped_rewards": self.two_hot.count_clipped(batch.reward),
         }
         return total, {name: value.detach() for name, value in metrics.items()}
 
