@@ -103,6 +103,17 @@ def _place(storage: str, needed: int, device: torch.device) -> torch.device:
     return target
 
 
+def _allocate(path: Path, size: int) -> None:
+    """Take the blocks now: should the disk fill up later, writing a hole is a bus error."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        raise UserError(f"the replay cannot be laid out in {path}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
 class ReplayBuffer:
     """Transitions of N environments in rings of ``capacity / N`` steps each.
 
@@ -162,10 +173,11 @@ class ReplayBuffer:
         if directory is None:
             raise ValueError("storage 'disk' needs a directory")
         directory.mkdir(parents=True, exist_ok=True)
-        # The files are sparse: without this check a full disk would show only as a bus error.
         present = sum(path.stat().st_blocks * 512 for path in directory.glob("*.bin"))
         free = shutil.disk_usage(directory).free + present
         _refuse_what_does_not_fit(needed, free, str(directory))
+        for name, (shape, dtype) in shapes.items():
+            _allocate(directory / f"{name}.bin", math.prod(shape) * dtype.itemsize)
         return {
             name: torch.from_file(
                 str(directory / f"{name}.bin"), shared=True, size=math.prod(shape), dtype=dtype
