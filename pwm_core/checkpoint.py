@@ -27,7 +27,7 @@ import torch
 
 from pwm_core.config import REPOSITORY, Config, dump_config, load_config
 from pwm_core.errors import UserError, closest
-from pwm_core.files import read_tensors, write_tensors, write_text
+from pwm_core.files import read_tensors, remove_leftovers, write_tensors, write_text
 from pwm_core.resume import ResumePoints
 
 RUNS = REPOSITORY / "ckpt"
@@ -83,25 +83,51 @@ class RunFolder:
                 "or choose another -n, or move that folder away"
             )
 
+    def refuse_lost_points(self) -> None:
+        """For a run that has no point to go on from.
+
+        Raises:
+            UserError: it got far enough to have had one.
+        """
+        if len(self.steps()) > 1:
+            raise UserError(
+                f"run {self.name} got to step {self.steps()[-1]}, but there is nothing to go on "
+                f"from in {self.path / 'resume'}: move the run's folder away to start afresh"
+            )
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Held while training. The kernel lets go of it when the process ends, however it ends.
 
+        Removes what a killed process left half written, and at the end the folder of a run that
+        did not begin.
+
         Raises:
             UserError: another process trains this run.
         """
+        fresh = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "lock", "a+", encoding="utf-8") as file:
+        path = self.path / "lock"
+        with open(path, "ab+", buffering=0) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
             except BlockingIOError:
+                mine = False
+            if not mine:  # held by another, or removed by one that ended just now
                 file.seek(0)
-                owner = file.read().strip() or "another process"
-                raise UserError(f"run {self.name} is being trained by {owner}") from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-            file.flush()
-            yield
+                owner = file.read(200).decode(errors="replace").strip() or "another process"
+                raise UserError(f"run {self.name} is being trained by {owner}")
+            with contextlib.suppress(OSError):  # on a full disk it is a lock without a name
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+            for name in ("", "resume", "replay", "checkpoints"):
+                remove_leftovers(self.path / name)
+            try:
+                yield
+            finally:
+                if fresh and not self.exists:
+                    self._discard()
 
     def check_same(self, config: Config, metadata: dict[str, Any]) -> None:
         """For a run that is to go on.
@@ -119,7 +145,7 @@ class RunFolder:
                 f"run {self.name} cannot go on with other settings: {'; '.join(changes)}"
             )
 
-    def discard(self) -> None:
+    def _discard(self) -> None:
         """Remove the folder of a run that did not begin, unless it holds more than the lock."""
         with contextlib.suppress(OSError):
             (self.path / "lock").unlink()
@@ -132,10 +158,11 @@ class RunFolder:
     def note_versions(self, metadata: dict[str, Any]) -> None:
         """Say what a run that goes on stands on now, where it differs from before."""
         was = self.metadata()
+        before = was["versions"] if isinstance(was.get("versions"), dict) else {}
         changed = [
-            f"{package} was {was['versions'].get(package)} and is {version}"
+            f"{package} was {before.get(package)} and is {version}"
             for package, version in metadata["versions"].items()
-            if was["versions"].get(package) != version
+            if before.get(package) != version
         ]
         changed += [
             f"{key} was {was.get(key)} and is {metadata[key]}"
@@ -196,22 +223,25 @@ class RunFolder:
         """The weights saved at ``step``."""
         return self.path / "checkpoints" / f"{step:09d}.pt"
 
-    def save(self, step: int, weights: dict[str, Any], keep: int | None = None) -> dict[str, str]:
-        """Write the weights of ``step``; returns the file, relative to the folder, and its SHA-256.
-
-        Args:
-            keep: how many of the newest to keep; None: all.
-        """
+    def save(self, step: int, weights: dict[str, Any]) -> dict[str, str]:
+        """Write the weights of ``step``; returns the file's name in the folder and its SHA-256."""
         path = self.checkpoint(step)
         digest = write_tensors(path, {"step": step, **weights})
-        for old in self.steps()[:-keep] if keep else []:
-            self.checkpoint(old).unlink()
         return {str(path.relative_to(self.path)): digest}
+
+    def prune(self, keep: int | None) -> None:
+        """Remove the weights of all but the newest ``keep`` checkpoints (None: of none) and of
+        those that the run could go on from."""
+        needed = self.points.needed()
+        for step in self.steps()[:-keep] if keep else []:
+            path = self.checkpoint(step)
+            if str(path.relative_to(self.path)) not in needed:
+                path.unlink()
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
         found = (self.path / "checkpoints").glob("*.pt")
-        return sorted(int(path.stem) for path in found if path.stem.isdigit())
+        return sorted(int(path.stem) for path in found if path.stem.isdecimal())
 
     def select(self, which: str) -> list[int]:
         """``last``, ``all`` or a step -> steps.

@@ -15,7 +15,9 @@ A point needs the transitions since the one before only, however much the replay
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,8 @@ from pwm_core.replay_buffer import ReplayBuffer
 
 POINTS = 2
 """Points kept: should the newest be damaged, the one before serves."""
+FILE = re.compile(r"(checkpoints|resume|replay)/[0-9]{9,}(-[0-9]{9,})?\.pt")
+"""What a manifest may name."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class Point:
         return self.files | {chunk.file: chunk.sha256 for chunk in self.chunks}
 
 
+def _digest(point: dict[str, Any]) -> str:
+    """Of what a manifest says."""
+    return hashlib.sha256(json.dumps(point).encode()).hexdigest()
+
+
 class ResumePoints:
     """Writes and reads the points of one run.
 
@@ -79,11 +88,12 @@ class ResumePoints:
         self._save_transitions(replay)
         name = f"resume/{step:09d}.pt"
         files = {**files, name: write_tensors(self.folder / name, state)}
-        manifest = {
+        point = {
             "step": step,
             "files": files,
             "chunks": [[chunk.first, chunk.last, chunk.sha256] for chunk in self._chunks],
         }
+        manifest = {"point": point, "sha256": _digest(point)}
         write_text(self._manifest(step), json.dumps(manifest) + "\n")
         self._prune()
 
@@ -109,26 +119,35 @@ class ResumePoints:
         """Remove old points, and what only they needed."""
         for step in self.steps()[: -self.keep]:
             self._manifest(step).unlink()
-        needed: set[str] = set()
-        for step in self.steps():
-            try:
-                needed |= self._read(step).all_files().keys()
-            except UserError:  # damaged; it will be said when someone wants to go on from it
-                continue
+        needed = self.needed()
         for kind in ("resume/*.pt", "replay/*.pt"):
             for path in self.folder.glob(kind):
                 if str(path.relative_to(self.folder)) not in needed:
                     path.unlink()
 
+    def needed(self) -> set[str]:
+        """The files of all points, relative to the run's folder."""
+        names: set[str] = set()
+        for step in self.steps():
+            # What is damaged will be said when someone wants to go on from it.
+            with contextlib.suppress(UserError):
+                names |= self._read(step).all_files().keys()
+        return names
+
     def _read(self, step: int) -> Point:
         path = self._manifest(step)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            chunks = [Chunk(int(a), int(b), str(digest)) for a, b, digest in content["chunks"]]
-            files = {str(name): str(digest) for name, digest in content["files"].items()}
+            content = json.loads(path.read_bytes())
+            written = content["point"]
+            point = Point(step, dict(written["files"]), [Chunk(*row) for row in written["chunks"]])
+            own = {f"resume/{step:09d}.pt", f"checkpoints/{step:09d}.pt"}
+            good = content["sha256"] == _digest(written) and own <= point.files.keys()
+            good = good and all(FILE.fullmatch(name) for name in point.all_files())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f"{path} is damaged") from None
-        return Point(step, files, chunks)
+            good = False
+        if not good:
+            raise UserError(f"{path} is damaged")
+        return point
 
     def _check(self, step: int) -> Point:
         """The point of ``step``, every file of it verified.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import netrc
@@ -45,21 +46,26 @@ class JsonLines:
 
     Args:
         path: appended to.
-        size: bytes of it to keep, the rest is cut off; None: all.
+        fresh: whether to empty it first.
     """
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        empty = os.O_TRUNC if fresh else 0
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | empty, 0o666)
         self._end = os.fstat(self._file).st_size
-        if size is not None and size < self._end:
-            os.ftruncate(self._file, size)
-            self._end = size
         self._waiting: list[bytes] = []
 
-    @property
-    def size(self) -> int:
-        """Bytes of all lines, those that wait included."""
-        return self._end + sum(len(line) for line in self._waiting)
+    def state_dict(self) -> dict[str, Any]:
+        """What is in the file, made durable, and what waits."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file)
+        return {"size": self._end, "waiting": [line.decode() for line in self._waiting]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Cut off what was written since :meth:`state_dict`."""
+        self._end = min(self._end, state["size"])
+        os.ftruncate(self._file, self._end)
+        self._waiting = [line.encode() for line in state["waiting"]]
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append ``{"step": ..., name: value, ...}``."""

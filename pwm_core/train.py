@@ -93,17 +93,14 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
         "hardware": hardware(device),
     }
     folder = RunFolder(arguments.name)
-    if folder.exists and arguments.resume:
-        folder.check_same(config, about)
-    else:
+    if not arguments.resume:
         folder.refuse_existing()
-    fresh = not folder.path.exists()
-    try:
-        with folder.lock(), memory_advice():
-            _train(domain, config, task, loggers, device, folder, about, arguments.keep)
-    finally:
-        if fresh and not folder.exists:  # bad input is found before anything is worth keeping
-            folder.discard()
+    with folder.lock(), memory_advice():
+        if arguments.resume and folder.exists:
+            folder.check_same(config, about)
+        else:
+            folder.refuse_existing()  # another process may have made it meanwhile
+        _train(domain, config, task, loggers, device, folder, about, arguments.keep)
 
 
 def _train(
@@ -124,6 +121,8 @@ def _train(
             print(f"run {folder.name} is finished: {folder.steps()[-1]} steps; nothing to resume")
             return
         point = folder.points.newest()
+        if point is None:
+            folder.refuse_lost_points()
         about["tracker_id"] = folder.metadata().get("tracker_id", about["tracker_id"])
     start = point.step if point else 0
     verb = f"going on from step {start}:" if point else "training"
@@ -148,7 +147,7 @@ def _train(
             folder.begin(config, about)
         else:
             folder.note_versions(about)
-        metrics = JsonLines(folder.metrics, state["metrics_size"] if state else 0)
+        metrics = JsonLines(folder.metrics, fresh=point is None)
         tracker = Tracker(metrics, folder.videos, sinks)
         try:
             trainer = Trainer(config, task, env, agent, replay, tracker, folder, rng, keep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from pwm_core.agent import Agent
 from pwm_core.checkpoint import RunFolder
@@ -81,9 +82,10 @@ class Trainer:
                     self._step()
                     bar.set_postfix_str(self._last_return, refresh=False)
                     bar.update(self.env.num_envs)
-        if not self.save():
-            raise UserError("the run's last checkpoint is missing; make room and -resume")
-        self.points.clear()
+            if not self.save():
+                raise UserError("the run's last checkpoint is missing; make room and -resume")
+            self.points.clear()
+            self.folder.prune(self.keep)
 
     def _step(self) -> None:
         """One agent step in every environment, and the updates that are due after it.
@@ -178,14 +180,16 @@ class Trainer:
         Raises:
             StoppedError: the signal asked for the end too.
         """
-        due = self._crossed(self.settings.SaveEverySteps) or self.signals.take_save()
-        stop = self.signals.stop
-        if not (due or stop):
+        asked, stop = self.signals.take_save(), self.signals.stop
+        due = asked or stop or self._crossed(self.settings.SaveEverySteps)
+        if not due or self.step >= self.settings.SampleMaxSteps:  # the last one is run()'s
             return
-        saved = self.step < self.settings.SampleMaxSteps and self.save()  # the last one is run()'s
-        if stop and self.step < self.settings.SampleMaxSteps:
-            what = "a checkpoint was written" if saved else "no checkpoint could be written"
-            raise StoppedError(f"{stop}: {what} at step {self.step}; -resume goes on from there")
+        saved = self.save()
+        if stop:
+            what = "a checkpoint was written; -resume goes on from there"
+            if not saved:
+                what = "no checkpoint could be written; -resume goes on from the one before"
+            raise StoppedError(f"{stop} at step {self.step}: {what}")
 
     def save(self) -> bool:
         """Write a checkpoint of this step; False, and a warning, where the disk does not let us."""
@@ -193,8 +197,9 @@ class Trainer:
         state = self.agent.state_dict()
         weights = {name: state.pop(name) for name in ("world_model", "actor_critic")}
         try:
-            files = self.folder.save(self.step, weights, self.keep)
+            files = self.folder.save(self.step, weights)
             self.points.save(self.step, files, to_tensors(self._state() | state), self.replay)
+            self.folder.prune(self.keep)
         except OSError as error:
             print(
                 f"\nwarning: the checkpoint of step {self.step} could not be written "
@@ -214,12 +219,30 @@ class Trainer:
             "env": self.env.state_dict(),
             "acting": self.acting.state_dict(),
             "metrics": self.metrics.state_dict(),
-            "metrics_size": self.tracker.metrics.size,
+            "metrics_file": self.tracker.metrics.state_dict(),
             "random": random_state(self.rng),
         }
 
     def resume(self, point: Point, state: dict[str, Any]) -> None:
-        """Bring everything to where ``point`` was written; ``state`` is what it holds."""
+        """Bring everything to where ``point`` was written; ``state`` is what it holds.
+
+        Raises:
+            UserError: it holds something else than this version of the code writes.
+        """
+        try:
+            self._restore(point, state)
+            episodes, random = to_arrays(state["env"]), state["random"]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise UserError(
+                f"the checkpoint of step {point.step} cannot be gone on from: it was written by "
+                f"another version of this code ({type(error).__name__}: {error})"
+            ) from None
+        self._resume_episodes(episodes)
+        set_random_state(random, self.rng)
+
+    def _restore(self, point: Point, state: dict[str, Any]) -> None:
         device = self.agent.device
         self.agent.load_state_dict(self.folder.load_weights(point.step, device) | state)
         for first, fields in self.points.transitions(point):
@@ -228,9 +251,8 @@ class Trainer:
         self._last_return = state["last_return"]
         self.acting.load_state_dict(state["acting"])
         self.metrics.load_state_dict(state["metrics"], device)
+        self.tracker.metrics.load_state_dict(state["metrics_file"])
         self.obs, self.is_first = to_arrays(state["obs"]), to_arrays(state["is_first"])
-        self._resume_episodes(to_arrays(state["env"]))
-        set_random_state(state["random"], self.rng)
 
     def _resume_episodes(self, state: dict[str, Any]) -> None:
         """Where the simulator does not come back to the same observations (another version of it,
