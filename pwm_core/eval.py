@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pwm_core.checkpoint import RunFolder
 from pwm_core.cli import make_agent, make_parser, overrides
 from pwm_core.config import Config, find_config, load_config
 from pwm_core.domain import Domain
+from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
-from pwm_core.evaluation import ScoreFile, Settings, evaluate, standard_error
+from pwm_core.evaluation import ScoreFile, Settings, play, standard_error
+from pwm_core.recording import SIZE, Episode, film
 from pwm_core.runtime import find_device, git_commit, seed_everything, use_threads, versions
+from pwm_core.tracking import Wandb
 
 EVALUATION_SEEDS = 2**32
 """Added to the seed when evaluating, so that no training episode is evaluated on."""
@@ -48,62 +54,131 @@ def _evaluation_config(arguments: argparse.Namespace, folder: RunFolder, domain:
     return config
 
 
-def evaluate_run(domain: Domain, argv: list[str] | None = None) -> None:
-    """Evaluate checkpoints of one run, as the flags say."""
+def _arguments(domain: Domain, argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(f"Evaluate a PaMoRL run on {domain.name}.", domain)
     parser.add_argument("-env_name", default=None, help="checked against the run's own task")
     parser.add_argument("-checkpoint", default="last", help="last (default), all or a step")
     parser.add_argument("-episodes", type=int, default=None, help="overrides EvalEpisodes")
     parser.add_argument("-greedy", action="store_true", help="the policy's mode, not samples")
+    parser.add_argument(
+        "-video",
+        type=int,
+        default=0,
+        metavar="N",
+        help="film the first N episodes of each checkpoint, into the run's folder videos/",
+    )
     arguments = parser.parse_args(argv)
     if arguments.episodes is not None and arguments.episodes < 1:
         raise UserError(f"-episodes {arguments.episodes} is not valid: at least 1 is needed")
-    folder = RunFolder.open(arguments.name)
-    config = _evaluation_config(arguments, folder, domain)
-    about = folder.metadata()
-    task = arguments.env_name or about["task"]
+    if arguments.video < 0:
+        raise UserError(f"-video {arguments.video} is not valid: a count is needed")
+    return arguments
+
+
+def _check_task(
+    domain: Domain, folder: RunFolder, about: dict[str, Any], config: Config, task: str
+) -> None:
+    """Refuse a task or a domain that is not the run's own.
+
+    Raises:
+        UserError: it is another, or unknown.
+    """
     if about.get("domain") != domain.name:
         raise UserError(f"run {folder.name} is one of {about.get('domain')}, not {domain.name}")
     domain.check_task(config, task)
     if task != about["task"]:
         raise UserError(f"run {folder.name} was trained on {about['task']}, not on {task}")
+
+
+def evaluate_run(domain: Domain, argv: list[str] | None = None) -> None:
+    """Evaluate checkpoints of one run, as the flags say."""
+    arguments = _arguments(domain, argv)
+    folder = RunFolder.open(arguments.name)
+    config = _evaluation_config(arguments, folder, domain)
+    about = folder.metadata()
+    task = arguments.env_name or about["task"]
+    _check_task(domain, folder, about, config, task)
     steps = folder.select(arguments.checkpoint)
     device = find_device(arguments.device)
     use_threads(config.BasicSettings.Threads)
 
     episodes = arguments.episodes or config.JointTrainAgent.EvalEpisodes
-    seed = config.BasicSettings.Seed
     settings = Settings(
         task=task,
         protocol=config.BasicSettings.Protocol,
         episodes=episodes,
         envs=min(config.JointTrainAgent.EvalEnvs, episodes),
         greedy=arguments.greedy,
-        seed=seed,
+        seed=config.BasicSettings.Seed,
     )
     scores = ScoreFile(folder.name, settings, _provenance(domain, config, about))
     for step in steps:
-        seed_everything(seed)
-        env = domain.make_env(config, task, settings.envs, seed + EVALUATION_SEEDS)
-        try:
-            agent = make_agent(domain, config, env, arguments.device)
-            weights = folder.load_weights(step, device)
-            try:
-                agent.load_weights(weights)
-            except (RuntimeError, KeyError, TypeError):
-                raise UserError(
-                    f"{folder.checkpoint(step)} does not fit the run's config.yaml"
-                ) from None
-            began = time.monotonic()
-            returns = evaluate(agent, env, episodes, greedy=arguments.greedy)
-            scores.add(step, step * env.frame_skip, returns)
-        finally:
-            env.close()
+        began = time.monotonic()
+        played, frame_skip = _play(domain, config, settings, folder, step, device)
+        returns = [episode.episode_return for episode in played]
+        scores.add(step, step * frame_skip, returns)
         print(
             f"step {step}: mean return {np.mean(returns):.2f} +- {standard_error(returns):.2f} "
             f"(standard error, {episodes} episodes, {time.monotonic() - began:.0f} s)"
         )
+        if arguments.video:
+            _film(domain, config, settings, folder, step, played[: arguments.video])
     print(f"scores: {scores.csv}")
+    record_in_wandb(folder, about, scores.csv)
+
+
+def _play(
+    domain: Domain,
+    config: Config,
+    settings: Settings,
+    folder: RunFolder,
+    step: int,
+    device: torch.device,
+) -> tuple[list[Episode], int]:
+    """The episodes that the checkpoint of ``step`` plays, and the frames of an agent step."""
+    seed_everything(settings.seed)
+    env = domain.make_env(config, settings.task, settings.envs, settings.seed + EVALUATION_SEEDS)
+    try:
+        agent = make_agent(domain, config, env, str(device))
+        try:
+            agent.load_weights(folder.load_weights(step, device))
+        except (RuntimeError, KeyError, TypeError):
+            raise UserError(
+                f"{folder.checkpoint(step)} does not fit the run's config.yaml"
+            ) from None
+        return play(agent, env, settings.episodes, greedy=settings.greedy), env.frame_skip
+    finally:
+        env.close()
+
+
+def _film(
+    domain: Domain,
+    config: Config,
+    settings: Settings,
+    folder: RunFolder,
+    step: int,
+    episodes: list[Episode],
+) -> None:
+    """Film ``episodes``, the first of those evaluated; says so where this machine cannot."""
+    basic = config.BasicSettings
+    shape = (SIZE, SIZE, basic.ObsShape[2])
+    shown = basic.model_copy(update={"ObsType": "visual", "ObsShape": shape})
+    visual = config.model_copy(update={"BasicSettings": shown})
+
+    def make_env(count: int) -> VectorEnv:
+        return domain.make_env(visual, settings.task, count, settings.seed + EVALUATION_SEEDS)
+
+    paths = [folder.videos / f"evaluation{i}_{step:09d}.mp4" for i in range(len(episodes))]
+    try:
+        left_out = film(make_env, episodes, paths)
+    except UserError as error:
+        print(f"note: the scores are written, but no video: {error}")
+        return
+    for line in left_out:
+        print(f"warning: {line}")
+    for i, path in enumerate(paths):
+        if path.exists():
+            print(f"video of return_{i} ({episodes[i].episode_return:g}): {path}")
 
 
 def _provenance(domain: Domain, config: Config, about: dict[str, Any]) -> dict[str, Any]:
@@ -119,3 +194,23 @@ def _provenance(domain: Domain, config: Config, about: dict[str, Any]) -> dict[s
         "commit": git_commit(),
         "config": config.model_dump(mode="json"),
     }
+
+
+def record_in_wandb(folder: RunFolder, about: dict[str, Any], scores: Path) -> None:
+    """Add the rows of ``scores`` to the wandb run that tracked the training, if one did: the
+    newest becomes its summary. Whatever goes wrong is said and harms nothing."""
+    if not (folder.path / "wandb").is_dir() or "tracker_id" not in about:
+        return
+    with open(scores, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        run = Wandb(
+            folder.path, folder.name, f"pamorl-{about['domain']}", {**about}, about["tracker_id"]
+        )
+        for row in rows:
+            values = {"Evaluation/return": float(row["mean"]), "Evaluation/std": float(row["std"])}
+            run.log(int(row["step"]), values | {"frames": int(row["frames"])})
+        run.close()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        print(f"note: the scores are not in the wandb run: {reason}")

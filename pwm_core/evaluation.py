@@ -14,6 +14,7 @@ from pwm_core.config import REPOSITORY
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
 from pwm_core.files import write_text
+from pwm_core.recording import Episode
 from pwm_core.tracking import progress_bar
 
 RESULTS = REPOSITORY / "eval_result"
@@ -41,32 +42,38 @@ def quotas(episodes: int, num_envs: int) -> np.ndarray:
     return np.array([share + (i < rest) for i in range(num_envs)])
 
 
-def evaluate(
-    agent: Agent,
-    env: VectorEnv,
-    episodes: int,
-    *,
-    greedy: bool = False,
-) -> list[float]:
-    """Play ``episodes`` whole episodes; their undiscounted returns, environment by environment.
+def play(agent: Agent, env: VectorEnv, episodes: int, *, greedy: bool = False) -> list[Episode]:
+    """Play ``episodes`` whole episodes; returned environment by environment.
 
     Args:
         env: its environments share the episodes; those done with their quota play on unseen.
         greedy: the policy's mode instead of samples.
     """
     wanted = quotas(episodes, env.num_envs)
-    returns: list[list[float]] = [[] for _ in wanted]
+    played: list[list[Episode]] = [[] for _ in wanted]
+    taken: list[list[np.ndarray]] = [[] for _ in wanted]  # actions of the running episodes
     state = agent.initial_state(env.num_envs)
     obs, is_first = env.reset(), np.ones(env.num_envs, bool)
     with progress_bar(episodes, "episode") as bar:
-        while any(len(r) < n for r, n in zip(returns, wanted, strict=True)):
-            step = env.step(agent.act(obs, is_first, state, greedy=greedy))
+        while any(len(p) < n for p, n in zip(played, wanted, strict=True)):
+            actions = agent.act(obs, is_first, state, greedy=greedy)
+            for actions_of_env, action in zip(taken, actions, strict=True):
+                actions_of_env.append(action)
+            numbers = env.episodes.numbers.copy()
+            step = env.step(actions)
             obs, is_first = step.obs, step.is_first
-            for episode in step.finished:
-                if len(returns[episode.env]) < wanted[episode.env]:
-                    returns[episode.env].append(episode.episode_return)
+            for i, value, _ in step.finished:
+                if len(played[i]) < wanted[i]:
+                    played[i].append(Episode(i, int(numbers[i]), np.array(taken[i]), value))
                     bar.update()
-    return [value for of_env in returns for value in of_env]
+            for i in np.flatnonzero(env.episodes.numbers != numbers):
+                taken[i] = []
+    return [episode for of_env in played for episode in of_env]
+
+
+def evaluate(agent: Agent, env: VectorEnv, episodes: int, *, greedy: bool = False) -> list[float]:
+    """The undiscounted returns of what :func:`play` plays."""
+    return [episode.episode_return for episode in play(agent, env, episodes, greedy=greedy)]
 
 
 def standard_error(returns: list[float]) -> float:

@@ -40,7 +40,7 @@ METRICS = {
         "value_loss", "policy_loss", "entropy", "scale", "lambda_return", "norm_adv",
     ],
 }  # fmt: skip
-VIDEOS = ("Observation", "Reconstruction", "Imagination")
+VIDEOS = ("Observation", "Reconstruction", "Imagination", "Comparison", "OpenLoop")
 
 SERVER = """
 import json, os, runpy, signal, sys, traceback
@@ -298,12 +298,14 @@ def test_tensorboard_holds_the_metrics(tree: Tree, trained_from_root: Result) ->
     assert not (tree.folder("again") / "wandb").exists()
 
 
-@pytest.mark.parametrize(("name", "frames"), [*zip(VIDEOS, (16, 16, 11), strict=True)])
+@pytest.mark.parametrize(("name", "frames"), [*zip(VIDEOS, (16, 16, 11, 11, 16), strict=True)])
 def test_videos_decode(name: str, frames: int, tree: Tree, trained: Result) -> None:
-    """T replayed steps of four sequences side by side; horizon + 1 imagined ones."""
+    """T replayed steps of four sequences side by side; horizon + 1 imagined ones. What compares has
+    three rows of them."""
     path = tree.folder(NAME) / "videos" / f"{name.lower()}_000001020.mp4"
     video = imageio.imread(path, plugin="pyav")
-    assert video.shape == (frames, 64, 4 * 64, 3)
+    rows = 3 if name in ("Comparison", "OpenLoop") else 1
+    assert video.shape == (frames, rows * 64, 4 * 64, 3)
     if name == "Observation":  # Pong's court is brown: its colour survives the codec
         court = np.median(video.reshape(-1, 3), axis=0)
         assert np.abs(court - (144, 72, 17)).max() < 12

@@ -64,7 +64,7 @@ def test_train_then_evaluate(tree: Path, obs_type: str, stem: int, other: str) -
     assert [r["step"] for r in records] == [500, 530, 540]
     assert records[0]["Rollout/length"] == 500  # 1000 simulator steps
     videos = sorted(path.name for path in (tree / "ckpt" / name).glob("videos/*"))
-    assert len(videos) == (3 if obs_type == "visual" else 0)
+    assert len(videos) == (5 if obs_type == "visual" else 0)
 
     done = run(tree, "eval.py", "-n", name, *common, "-episodes", "2")
     assert done.returncode == 0, done.stderr

@@ -251,7 +251,7 @@ def test_videos_are_written_when_due(imagined: int) -> None:
     """However many sequences are imagined from."""
     run = train("JointTrainAgent.VideoLogStep=30", f"JointTrainAgent.ImagineBatchSize={imagined}")
     names = {path.name for path in run.folder.videos.iterdir()}
-    kinds = ("observation", "reconstruction", "imagination")
+    kinds = ("observation", "reconstruction", "imagination", "comparison", "openloop")
     assert names == {f"{kind}_{step:09d}.mp4" for kind in kinds for step in (30, 60)}
 
 
