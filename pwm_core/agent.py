@@ -45,7 +45,11 @@ class ActingState:
 
 
 class Agent:
-    """World model and actor-critic with their optimisers, on one device."""
+    """World model and actor-critic with their optimisers, on one device.
+
+    Attributes:
+        captures: whether the updates are to be replayed as a CUDA graph.
+    """
 
     def __init__(
         self,
@@ -71,6 +75,14 @@ class Agent:
                 ("ActorCritic", self.actor_critic, agent),
             )
         }
+        mode = config.BasicSettings.Compile
+        self.captures = "graph" in mode and device.type == "cuda"
+        self._model_loss, self._imagine = self.world_model.loss, imagine
+        self._agent_loss = self.actor_critic.loss
+        if mode.startswith("compile"):
+            self._model_loss = torch.compile(self._model_loss, dynamic=False)
+            self._imagine = torch.compile(self._imagine, dynamic=False)
+            self._agent_loss = torch.compile(self._agent_loss, dynamic=False)
         self._amp = config.BasicSettings.UseAmp and has_bfloat16(device)
 
     def autocast(self) -> torch.autocast:
@@ -85,7 +97,7 @@ class Agent:
         updater.begin()
         self.world_model.train()
         with self.autocast():
-            loss, metrics = self.world_model.loss(batch)
+            loss, metrics = self._model_loss(batch)
         norm = updater.step(loss)
         return {f"WorldModel/{name}": value for name, value in metrics.items()} | {
             "WorldModel/grad_norm": norm
@@ -98,7 +110,7 @@ class Agent:
         rows = Batch(*(field[: settings.ImagineBatchSize] for field in batch))
         with self.autocast():
             context = self.world_model.context(rows, settings.ImagineContext)
-            return imagine(
+            return self._imagine(
                 self.world_model,
                 self.actor_critic,
                 context,
@@ -112,7 +124,7 @@ class Agent:
         for _ in range(self.config.JointTrainAgent.AgentUpdate):
             updater.begin()
             with self.autocast():
-                loss, metrics = self.actor_critic.loss(trajectory)
+                loss, metrics = self._agent_loss(trajectory)
             norm = updater.step(loss)
             self.actor_critic.update_slow_critic()
         return {f"ActorCritic/{name}": value for name, value in metrics.items()} | {

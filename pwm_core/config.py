@@ -66,6 +66,10 @@ class BasicSettings(_Section):
     """Pixels, or the vector of positions and velocities where a domain has one."""
     UseAmp: bool
     """bfloat16 autocast in the networks; scans, losses and normalisers stay float32."""
+    Compile: Literal["auto", "off", "compile", "graph", "compile+graph"]
+    """How a training step runs: ``off``, kernel by kernel; ``compile``, its losses and imagination
+    through torch.compile; ``graph``, the whole step as one CUDA graph (CUDA only); or both. ``auto``
+    is ``off`` until the others are measured on the device at hand."""
     Threads: Annotated[int, BeforeValidator(_number), Field(ge=0)]
     """CPU threads of torch; 0: one per core. With 1, other work on the machine slows a small
     network down far less."""

@@ -19,6 +19,7 @@ from pwm_core.resume import Point, ResumePoints
 from pwm_core.runtime import random_state, set_random_state
 from pwm_core.signals import Signals, StoppedError
 from pwm_core.tracking import MeanMetrics, Tracker, progress_bar
+from pwm_core.training_step import TrainingStep
 from pwm_core.video import log_videos
 
 
@@ -51,6 +52,7 @@ class Trainer:
         self.tracker, self.folder, self.rng, self.keep = tracker, folder, rng, keep
         self.step, self.episodes = 0, 0
         self._last_return = ""  # for the progress bar
+        self.update = TrainingStep(agent, replay)
         self.metrics = MeanMetrics()
         self.acting = agent.initial_state(env.num_envs)
         self.obs: np.ndarray | None = None
@@ -134,12 +136,8 @@ class Trainer:
         model_updates = self._crossed(self.settings.TrainModelEverySteps)
         agent_updates = self._crossed(self.settings.TrainAgentEverySteps)
         for update in range(max(model_updates, agent_updates)):
-            batch = self.replay.sample(self.settings.BatchSize, self.settings.BatchLength)
-            if update < model_updates:
-                self.metrics.add(self.agent.train_world_model(batch))
-            if update < agent_updates:
-                trajectory = self.agent.imagine(batch)
-                self.metrics.add(self.agent.train_actor_critic(trajectory))
+            metrics = self.update(model=update < model_updates, actor=update < agent_updates)
+            self.metrics.add(metrics)
 
     def _log(self) -> None:
         """Metrics and videos that are due."""

@@ -32,7 +32,12 @@ class Updater:
         self._module, self._clip = module, clip
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self._parameters, lr=lr, eps=eps, weight_decay=weight_decay, fused=True
+            self._parameters,
+            lr=lr,
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=True,
+            capturable=self._parameters[0].is_cuda,  # as a CUDA graph asks for
         )
         self._buffers = list(module.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]

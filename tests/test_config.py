@@ -69,6 +69,7 @@ TABLE: dict[str, Any] = {
     "Models.Agent.MaxPer": 0.95,
     "Models.Agent.EMADecay": 0.99,
     "BasicSettings.Protocol": "pamorl",
+    "BasicSettings.Compile": "auto",
 }
 
 PUBLISHED = """\
