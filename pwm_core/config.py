@@ -44,6 +44,11 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _off(value: Any) -> Any:
+    """YAML reads a bare ``off`` as false."""
+    return "off" if value is False else value
+
+
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
@@ -66,10 +71,12 @@ class BasicSettings(_Section):
     """Pixels, or the vector of positions and velocities where a domain has one."""
     UseAmp: bool
     """bfloat16 autocast in the networks; scans, losses and normalisers stay float32."""
-    Compile: Literal["auto", "off", "compile", "graph", "compile+graph"]
+    Compile: Annotated[
+        Literal["auto", "off", "compile", "graph", "compile+graph"], BeforeValidator(_off)
+    ]
     """How a training step runs: ``off``, kernel by kernel; ``compile``, its losses and imagination
-    through torch.compile; ``graph``, the whole step as one CUDA graph (CUDA only); or both. ``auto``
-    is ``off`` until the others are measured on the device at hand."""
+    through torch.compile; ``graph``, all of it as one CUDA graph (on a CPU: ``off``); or both.
+    ``auto`` is ``off`` until the others are measured on the device at hand."""
     Threads: Annotated[int, BeforeValidator(_number), Field(ge=0)]
     """CPU threads of torch; 0: one per core. With 1, other work on the machine slows a small
     network down far less."""
