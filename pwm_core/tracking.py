@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pwm_core.errors import UserError
+from pwm_core.files import replacing
 
 LOGGERS = ("wandb", "tensorboard")
 WANDB_MODES = ("online", "offline", "disabled")
@@ -154,10 +155,12 @@ class Wandb:
 
         try:
             self._run = begin(mode)
-        except wandb.Error as error:
+        except Exception as error:  # not all of them are wandb.Error
+            reason = " ".join(str(error).split())[:300]
             if mode != "online":
-                raise UserError(f"wandb cannot start: {error}; or use -logger none") from None
-            print(f"wandb: the server cannot be used ({error}); the run is recorded offline")
+                raise UserError(f"wandb cannot start: {reason}; or use -logger none") from None
+            print(f"wandb: the server cannot be used ({reason}); the run is recorded offline")
+            wandb.teardown()  # its process still holds the run's id
             self._run = begin("offline")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -214,8 +217,11 @@ def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) ->
     """``frames`` (T, H, W, 3) uint8 to ``path`` as H.264 that a browser plays."""
     import imageio.v3 as imageio
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(path, frames, plugin="pyav", codec="libx264", fps=fps)
+    video = imageio.imwrite(
+        "<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=fps
+    )
+    with replacing(path) as temporary:  # PyAV would leave half a video on a full disk
+        temporary.write_bytes(video)
 
 
 def parse_loggers(text: str) -> list[str]:
@@ -266,8 +272,8 @@ class Tracker:
         try:
             write_video(path, frames)
         except OSError as error:  # PyAV's errors are OSErrors too
-            print(f"warning: {path} could not be written: {error}; training goes on")
-            path.unlink(missing_ok=True)
+            reason = error.strerror or error
+            print(f"warning: {path} could not be written: {reason}; training goes on")
             return
         self._each(lambda sink: sink.video(step, name, frames, path))
 

@@ -181,9 +181,15 @@ class Job:
         return Path(self.output + ".out").read_text()
 
     @property
+    def everything(self) -> str:
+        """All of stderr so far, the progress bar included."""
+        path = Path(self.output + ".err")
+        return path.read_text() if path.exists() else ""
+
+    @property
     def stderr(self) -> str:
         """Without the progress bar."""
-        text = Path(self.output + ".err").read_text().replace("\r", "\n")
+        text = self.everything.replace("\r", "\n")
         return "".join(line + "\n" for line in text.splitlines() if not re.search("step/s|s/step|"
                        r"\?step", line) and line.strip())  # fmt: skip
 
