@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pwm_core import checkpoint
 from pwm_core.actor_critic import ActorCritic
 from pwm_core.agent import Agent
 from pwm_core.checkpoint import RunFolder
@@ -19,7 +20,7 @@ from pwm_core.evaluation import evaluate
 from pwm_core.networks import ImageCodec
 from pwm_core.replay_buffer import Field, ReplayBuffer, TransitionSpec
 from pwm_core.runtime import find_device, seed_everything
-from pwm_core.tracking import Tracker
+from pwm_core.tracking import JsonLines, Tracker
 from pwm_core.trainer import Trainer
 from pwm_core.world_model import WorldModel
 from tests.catch import Catch
@@ -52,9 +53,9 @@ def train_catch(seed: int, folder: Path) -> tuple[float, float]:
     agent = Agent(config, world_model, ActorCritic(config.Models, policy), device)
     spec = TransitionSpec(Field(shape, torch.uint8), Field((), torch.int64))
     replay = ReplayBuffer(spec, settings.NumEnvs, settings.BufferMaxLength, device)
-    run = RunFolder("catch")
-    run.path = folder
-    tracker = Tracker(run.metrics, run.videos, [])
+    checkpoint.RUNS = folder.parent
+    run = RunFolder(folder.name)
+    tracker = Tracker(JsonLines(run.metrics), run.videos, [])
 
     def caught() -> float:
         return float(np.mean(np.array(evaluate(agent, Catch(10, seed + 1000), 100)) > 0))
