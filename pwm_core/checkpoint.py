@@ -27,7 +27,7 @@ import torch
 
 from pwm_core.config import REPOSITORY, Config, dump_config, load_config
 from pwm_core.errors import UserError, closest
-from pwm_core.files import read_tensors, remove_leftovers, write_tensors, write_text
+from pwm_core.files import numbers, read_tensors, remove_leftovers, write_tensors, write_text
 from pwm_core.resume import ResumePoints
 
 RUNS = REPOSITORY / "ckpt"
@@ -240,8 +240,7 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
-        found = (self.path / "checkpoints").glob("*.pt")
-        return sorted(int(path.stem) for path in found if path.stem.isdecimal())
+        return numbers(self.path / "checkpoints", ".pt")
 
     def select(self, which: str) -> list[int]:
         """``last``, ``all`` or a step -> steps.

@@ -64,6 +64,13 @@ def write_tensors(path: Path, content: Any) -> str:
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
+def numbers(folder: Path, suffix: str) -> list[int]:
+    """N of all files ``<N, nine digits or more><suffix>`` in ``folder``, ascending."""
+    stems = (path.stem for path in folder.glob(f"*{suffix}"))
+    digits = (stem for stem in stems if stem.isascii() and stem.isdecimal())
+    return sorted(int(stem) for stem in digits if f"{int(stem):09d}" == stem)
+
+
 def sha256(path: Path) -> str:
     """Of a file's content."""
     with open(path, "rb") as file:

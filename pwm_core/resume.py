@@ -26,7 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from pwm_core.errors import UserError
-from pwm_core.files import read_tensors, sha256, write_tensors, write_text
+from pwm_core.files import numbers, read_tensors, sha256, write_tensors, write_text
 from pwm_core.replay_buffer import ReplayBuffer
 
 POINTS = 2
@@ -112,8 +112,7 @@ class ResumePoints:
 
     def steps(self) -> list[int]:
         """Of the points, ascending; nothing is checked."""
-        found = (self.folder / "resume").glob("*.json")
-        return sorted(int(path.stem) for path in found if path.stem.isdecimal())
+        return numbers(self.folder / "resume", ".json")
 
     def _prune(self) -> None:
         """Remove old points, and what only they needed."""
