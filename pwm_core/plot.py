@@ -6,6 +6,7 @@ python -m pwm_core.plot ckpt/<run name> [more runs] -o curve.png
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from pwm_core import cli
@@ -19,14 +20,24 @@ PANELS = {
 }
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The records of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
+def read_metrics(path: Path, problems: list[str]) -> list[dict[str, float]]:
+    """The records of a ``metrics.jsonl``.
+
+    A line that is no record, such as the last one after a crash, is left out and named in
+    ``problems``.
+    """
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError
         except ValueError:
-            break
+            what = "is cut short" if number == len(lines) else "cannot be read"
+            problems.append(f"{path}: line {number} {what} and is left out")
+            continue
+        records.append(record)
     return records
 
 
@@ -46,10 +57,13 @@ def plot(runs: list[Path], output: Path) -> None:
         if not (run / "metrics.jsonl").is_file():
             raise UserError(f"{run} has no metrics.jsonl")
         task = json.loads((run / "run.json").read_text(encoding="utf-8"))["task"]
-        records = read_metrics(run / "metrics.jsonl")
+        problems: list[str] = []
+        records = read_metrics(run / "metrics.jsonl", problems)
+        for problem in problems:
+            print(f"warning: {problem}", file=sys.stderr)
         for axis, (title, key) in zip(axes, PANELS.items(), strict=True):
             key = key.format(task=task)
-            points = [(r["step"], r[key]) for r in records if key in r]
+            points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
             style = "o-" if key.startswith("Rollout") else "-"
             axis.plot(*zip(*points, strict=True), style, ms=3, label=run.name) if points else None
             axis.set(title=title, xlabel="agent steps")

@@ -1,0 +1,1 @@
+"""The report: scores, aggregates, curves and videos of runs, beside published work."""

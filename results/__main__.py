@@ -1,0 +1,62 @@
+"""The report on all runs::
+
+    python -m results [--open]
+
+Reads ``eval_result/*.csv`` with their JSON, run folders under ``ckpt/`` and
+``eval_result/published/``; writes tables, figures and a self-contained page under
+``eval_result/report/``.
+"""
+
+from __future__ import annotations
+
+import sys
+import webbrowser
+from pathlib import Path
+
+from pwm_core import cli
+from pwm_core.checkpoint import RUNS
+from pwm_core.errors import UserError
+from pwm_core.evaluation import RESULTS
+
+NEEDED = "requirements-results.txt"
+
+
+def _arguments() -> cli.argparse.Namespace:
+    parser = cli.Parser(prog="python -m results", description=__doc__.split("::")[0])
+    parser.add_argument("-o", "--output", type=Path, default=None, help="folder to write into")
+    parser.add_argument("--scores", type=Path, default=RESULTS, help="folder of score files")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of run folders")
+    parser.add_argument("--open", action="store_true", help="show the page in a browser")
+    parser.add_argument("--reps", type=int, default=2000, help="bootstrap samples (2000)")
+    arguments = parser.parse_args()
+    for folder in (arguments.scores, arguments.runs):
+        if folder not in (RESULTS, RUNS) and not folder.is_dir():
+            raise UserError(f"there is no folder {folder}")
+    if arguments.reps < 100:
+        raise UserError(f"--reps {arguments.reps} is not valid: at least 100 are needed")
+    return arguments
+
+
+def main() -> None:
+    """Parse the flags, make the report, say where it is and what it lacks."""
+    arguments = _arguments()
+    try:
+        from results.page import write_html, write_markdown
+        from results.report import Report
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install -r {NEEDED}") from None
+    output = arguments.output or arguments.scores / "report"
+    report = Report(arguments.scores, arguments.runs, output, arguments.reps)
+    page = output / "index.html"
+    write_markdown(report, output / "report.md")
+    write_html(report, page)
+    for line in report.problems:
+        print(f"note: {line}", file=sys.stderr)
+    print(f"tables and figures: {output.resolve()}")
+    print(f"page:               {page.resolve()}")
+    if arguments.open and not webbrowser.open(page.resolve().as_uri()):
+        print("no browser could be started; open the page by hand")
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

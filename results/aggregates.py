@@ -1,0 +1,135 @@
+"""The aggregates that the field trusts, by rliable (Agarwal et al., 2021)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from rliable import library, metrics
+
+METRICS: dict[str, Callable[[np.ndarray], float]] = {
+    "mean": metrics.aggregate_mean,
+    "median": metrics.aggregate_median,
+    "IQM": metrics.aggregate_iqm,
+    "optimality gap": metrics.aggregate_optimality_gap,
+}
+CONFIDENCE = 0.95
+
+
+class Matrix(NamedTuple):
+    """Normalised scores of one setting.
+
+    Attributes:
+        values: (runs, tasks); row r holds every task's r-th seed.
+        tasks: the columns' names.
+    """
+
+    values: np.ndarray
+    tasks: list[str]
+
+    def on(self, tasks: list[str]) -> np.ndarray:
+        """The columns of ``tasks``, in that order: (runs, len(tasks))."""
+        return self.values[:, [self.tasks.index(task) for task in tasks]]
+
+
+@contextlib.contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """rliable resamples with NumPy's global generator, whatever ``random_state`` it is given."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def make_matrix(scores: dict[str, dict[int, float]], label: str, problems: list[str]) -> Matrix:
+    """Seed by seed what :func:`results.scores.counted` gives, normalised already.
+
+    The bootstrap needs as many runs of every task: where seeds are missing, those that all tasks
+    have are kept, or else as many of the first as all have. What is left out is said.
+    """
+    tasks = sorted(scores)
+    common = sorted(set.intersection(*(set(scores[task]) for task in tasks)))
+    fewest = min(len(scores[task]) for task in tasks)
+    seeds = {task: common or sorted(scores[task])[:fewest] for task in tasks}
+    left: dict[str, list[str]] = defaultdict(list)
+    for task in tasks:
+        if unused := sorted(set(scores[task]) - set(seeds[task])):
+            left[", ".join(map(str, unused))].append(task)
+    problems += [
+        f"the aggregates leave out seed {unused} of {', '.join(those)}, since not every task has "
+        f"as many runs ({label})"
+        for unused, those in left.items()
+    ]
+    values = [[scores[task][seed] for seed in seeds[task]] for task in tasks]
+    return Matrix(np.array(values).T, tasks)
+
+
+def _all_metrics(values: np.ndarray) -> np.ndarray:
+    return np.array([metric(values) for metric in METRICS.values()])
+
+
+def intervals(matrices: dict[str, Matrix], reps: int) -> pd.DataFrame:
+    """One row per label and metric: setting, metric, value, low, high, tasks, runs.
+
+    Low and high bound the 95 % stratified-bootstrap interval; NaN for a single run.
+    """
+    rows = []
+    for label, matrix in matrices.items():
+        runs = len(matrix.values)
+        point, bounds = _all_metrics(matrix.values), np.full((2, len(METRICS)), np.nan)
+        if runs > 1:
+            with seeded():
+                found = library.get_interval_estimates(
+                    {label: matrix.values}, _all_metrics, reps=reps
+                )
+            bounds = found[1][label]
+        for name, value, low, high in zip(METRICS, point, *bounds, strict=True):
+            rows.append((label, name, value, low, high, len(matrix.tasks), runs))
+    columns = ["setting", "metric", "value", "low", "high", "tasks", "runs"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def profiles(matrices: dict[str, Matrix], reps: int) -> pd.DataFrame:
+    """Performance profiles: setting, score, fraction of runs above it, low, high."""
+    largest = max(matrix.values.max() for matrix in matrices.values())
+    smallest = min(0.0, *(matrix.values.min() for matrix in matrices.values()))
+    thresholds = np.linspace(smallest, max(1.0, 1.05 * largest), 101)
+    parts = []
+    for label, matrix in matrices.items():
+        bounds = np.full((2, len(thresholds)), np.nan)
+        if len(matrix.values) > 1:
+            with seeded():
+                found = library.create_performance_profile(
+                    {label: matrix.values}, thresholds, reps=reps
+                )
+            bounds = found[1][label]
+        above = library.score_distributions(matrix.values, thresholds)
+        columns = {"score": thresholds, "fraction": above, "low": bounds[0], "high": bounds[1]}
+        parts.append(pd.DataFrame({"setting": label, **columns}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def improvement(pairs: dict[tuple[str, str], tuple[Matrix, Matrix]], reps: int) -> pd.DataFrame:
+    """P(X > Y) on the tasks that both have: x, y, value, low, high, tasks.
+
+    Averaged over tasks, a tie counting half; the interval is NaN where X is a single run.
+    """
+    rows = []
+    for (x, y), (ours, theirs) in pairs.items():
+        tasks = [task for task in ours.tasks if task in theirs.tasks]
+        both = [ours.on(tasks), theirs.on(tasks)]
+        value, low, high = metrics.probability_of_improvement(*both), np.nan, np.nan
+        if len(ours.values) > 1:
+            with seeded():
+                _, found = library.get_interval_estimates(
+                    {"pair": both}, metrics.probability_of_improvement, reps=reps
+                )
+            low, high = found["pair"].ravel()
+        rows.append((x, y, value, low, high, len(tasks)))
+    return pd.DataFrame(rows, columns=["x", "y", "value", "low", "high", "tasks"])

@@ -1,0 +1,129 @@
+"""Learning curves: returns of training episodes against frames, over the seeds of a task."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pwm_core.plot import read_metrics
+from results.names import config_name
+from results.published import task_key
+from results.scores import Conditions, protocol_of
+
+POINTS = 40
+"""Windows of equal length that a curve is averaged over."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The training episodes of one run.
+
+    Attributes:
+        frames: (n,) where an episode ended, the frame skip counted.
+        returns: (n,) its return.
+    """
+
+    run: str
+    task: str
+    seed: int
+    conditions: Conditions
+    frames: np.ndarray
+    returns: np.ndarray
+
+    @property
+    def key(self) -> tuple[str, Conditions]:
+        """Curves of one key differ in the seed alone."""
+        return self.task, self.conditions
+
+
+def read_curves(scores: Path, runs: Path, problems: list[str]) -> list[Curve]:
+    """Of the run folders in ``runs`` and of ``<run>.metrics.jsonl`` in ``scores``, by run.
+
+    Where a run has both, its folder's is read.
+    """
+    found = {}
+    for path in sorted(scores.glob("*.metrics.jsonl")):
+        name = path.name.removesuffix(".metrics.jsonl")
+        found[name] = (path, lambda path=path, name=name: _beside_scores(path.parent, name))
+    for path in sorted(runs.glob("*/metrics.jsonl")):
+        found[path.parent.name] = (path, lambda path=path: _of_run_folder(path.parent))
+    curves = (_read(name, *found[name], problems) for name in sorted(found))
+    return [curve for curve in curves if curve]
+
+
+def _beside_scores(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is known of a run from its score file's JSON."""
+    about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return about["training"], about["config"]
+
+
+def _of_run_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return json.loads((folder / "run.json").read_text(encoding="utf-8")), config
+
+
+def _read(name: str, path: Path, read_about: Any, problems: list[str]) -> Curve | None:
+    """One run's curve, or None and a line in ``problems``."""
+    try:
+        about, config = read_about()
+        task, skip = about["task"], config["BasicSettings"]["FrameSkip"]
+        conditions = Conditions(
+            about["domain"],
+            protocol_of({**about["protocol"], "frame_skip": skip}),
+            config_name(about["domain"], config),
+        )
+        seed = about["seed"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        problems.append(f"{path}: no curve: what is beside it does not tell the run: {error}")
+        return None
+    key = f"Rollout/{task}_reward"
+    records = [r for r in read_metrics(path, problems) if r.get(key) is not None]
+    if not records:
+        problems.append(f"{path}: no curve: it holds no {key}, so no episode has ended")
+        return None
+    frames = np.array([record["step"] * skip for record in records], float)
+    returns = np.array([record[key] for record in records], float)
+    return Curve(name, task_key(task), seed, conditions, frames, returns)
+
+
+def by_task(curves: list[Curve], benchmark: str) -> dict[str, dict[Conditions, list[Curve]]]:
+    """Of one benchmark: task -> conditions -> the seeds' curves."""
+    found: dict[str, dict[Conditions, list[Curve]]] = defaultdict(lambda: defaultdict(list))
+    for curve in sorted(curves, key=lambda c: (c.task, c.conditions, c.seed)):
+        if curve.conditions.benchmark == benchmark:
+            found[curve.task][curve.conditions].append(curve)
+    return {task: dict(groups) for task, groups in found.items()}
+
+
+def smooth(curve: Curve, edges: np.ndarray) -> np.ndarray:
+    """Mean return in each window between ``edges`` (n + 1,): (n,), interpolated over windows in
+    which no episode ended, NaN before the first and after the last that has one."""
+    window = np.clip(np.digitize(curve.frames, edges[1:-1], right=True), 0, len(edges) - 2)
+    sums = np.bincount(window, curve.returns, minlength=len(edges) - 1)
+    counts = np.bincount(window, minlength=len(edges) - 1)
+    middle, full = (edges[1:] + edges[:-1]) / 2, counts > 0
+    known = sums[full] / counts[full]
+    return np.interp(middle, middle[full], known, left=np.nan, right=np.nan)
+
+
+def over_seeds(curves: list[Curve]) -> Iterator[np.ndarray]:
+    """Frames (n,) and, there, the mean, the least and the most over the seeds (n,): where all
+    seeds have finished an episode, and none has stopped."""
+    end = max(curve.frames.max() for curve in curves)
+    edges = np.linspace(0, end, POINTS + 1)
+    values = np.stack([smooth(curve, edges) for curve in curves])
+    whole = ~np.isnan(values).any(axis=0)
+    middle = (edges[1:] + edges[:-1]) / 2
+    found = values[:, whole]
+    yield middle[whole]
+    if whole.any():
+        yield from (found.mean(0), found.min(0), found.max(0))
+    else:
+        yield from (found.sum(0),) * 3
