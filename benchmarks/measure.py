@@ -59,6 +59,13 @@ def machine(device: torch.device) -> dict[str, Any]:
     return about
 
 
+def hardware_name(device: torch.device) -> str:
+    """For the title of a figure: ``2 cores of an AMD EPYC 9B14``, or the GPU's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads, {_cpu_name()}"
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

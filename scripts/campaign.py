@@ -115,7 +115,7 @@ class Campaign:
             return
         began = time.monotonic()
         trained = self._call(job, "train", "-resume", "-logger", self.logger)
-        if trained is not None:
+        if trained is not None and (RUNS / job.name).is_dir():
             with open(RUNS / job.name / "seconds", "a", encoding="utf-8") as file:
                 file.write(f"{time.monotonic() - began:.0f}\n")
         if trained == 0 and self._call(job, "eval") == 0:
