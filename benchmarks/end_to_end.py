@@ -1,9 +1,9 @@
 """Steps per second of a real ``train.py``, environment and logging included::
 
     python -m benchmarks.end_to_end --save cpu                       # Pong, tiny config on a CPU
-    python -m benchmarks.end_to_end --domain atari --task ALE/Pong-v5 --config config_files/atari.yaml
+    python -m benchmarks.end_to_end --domain dmc --task walker_walk --config config_files/dmc.yaml
 
-Trains in a temporary run for ``--steps`` agent steps past the warm-up and the first ``--skip`` ones
+Trains in a temporary run for ``--steps`` agent steps past the warm-up and the first ``--skip``
 (compilation, capture, caches), and projects the time of 100k steps. The time is that between two
 lines of the run's ``metrics.jsonl``, as they appear.
 """

@@ -1,7 +1,12 @@
-"""Seconds and memory of one full-size training step, part by part, for every scan backend::
+"""Seconds and memory of one full-size training step, part by part::
 
     python -m benchmarks.train_step                     # Atari, float32, the machine's best device
-    python -m benchmarks.train_step --case dmc-proprio --precision bf16 --save cpu
+    python -m benchmarks.train_step --case all --precision both --compile all --save cpu
+    python -m benchmarks.train_step --scan all          # every scan backend
+
+``odd_even_full`` is the odd-even scan with decays written out to the states' full size, as a
+generic scan library applies it: the baseline. ``computing`` is the share of the time that the cores
+are busy, or that kernels run on CUDA.
 
 Each line is measured in a process of its own, so that its peak memory is its own. The peak counts
 the whole process on the CPU (Python and torch take about 0.4 GB of it) and torch's tensors on CUDA.
@@ -10,14 +15,19 @@ the whole process on the CPU (Python and torch take about 0.4 GB of it) and torc
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks import measure
+from pwm_core import linear_attention
 from pwm_core.actor_critic import ActorCritic
 from pwm_core.agent import Agent
 from pwm_core.config import Config, load_config
@@ -25,7 +35,8 @@ from pwm_core.distributions import CategoricalPolicy, GaussianPolicy, Policy
 from pwm_core.networks import Codec, ImageCodec, VectorCodec
 from pwm_core.replay_buffer import Field, ReplayBuffer, TransitionSpec
 from pwm_core.runtime import find_device
-from pwm_core.scan import BACKENDS
+from pwm_core.scan import BACKENDS, AttentionOutput, States, linear_recurrence
+from pwm_core.training_step import EAGER_CALLS, TrainingStep
 from pwm_core.world_model import WorldModel
 
 CASES = {
@@ -33,6 +44,9 @@ CASES = {
     "dmc-proprio": "config_files/dmc.yaml",
     "dmc-visual": "config_files/dmc.yaml",
 }
+PRECISIONS = ("fp32", "bf16")
+COMPILES = ("off", "compile", "graph", "compile+graph")
+FULL = "odd_even_full"
 ACTIONS = 6
 OBSERVATIONS = 24
 STORED = 4096
@@ -68,14 +82,50 @@ def _filled_replay(spec: TransitionSpec, config: Config, device: torch.device) -
     return replay
 
 
-def measure_one(case: str, precision: str, scan: str, device: str, repeats: int) -> dict[str, Any]:
-    """One row: seconds of each part of a step, and the peak memory."""
+def _use_full_operands() -> None:
+    """The sequence model by the odd-even scan whose decays are written out to the states' size."""
+
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, reset: Tensor | None = None,
+        initial_state: Tensor | None = None, *, return_states: bool = False, **options: Any,
+    ) -> AttentionOutput:  # fmt: skip
+        decay = log_decay.exp()
+        if reset is not None:
+            decay = decay.masked_fill(reset.bool().unsqueeze(-1), 0.0)
+        update = k.unsqueeze(-1) * v.unsqueeze(-2)
+        full = decay.unsqueeze(-1).expand_as(update).contiguous()
+        states = linear_recurrence(full, update, initial_state, backend="odd_even")
+        output = (q.unsqueeze(-2) @ states).squeeze(-2)
+        kept = States(q.shape[1], states, torch.ones_like(decay).unsqueeze(2))
+        return AttentionOutput(output, states[:, -1], kept if return_states else None)
+
+    linear_attention.linear_attention = attention
+
+
+def _share_computing(step: Callable[[], Any], device: torch.device) -> float:
+    """Of one step's time, how much the device computes: busy cores, or kernels on CUDA."""
+    if device.type == "cuda":
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            wall = measure.seconds(step, device, 1)
+        kernels = sum(event.self_device_time_total for event in profile.key_averages())
+        return kernels / 2 / 1e6 / wall  # microseconds of the warm-up call and the timed one
+    began, used = time.perf_counter(), time.process_time()
+    step()
+    wall = time.perf_counter() - began
+    return (time.process_time() - used) / wall / torch.get_num_threads()
+
+
+def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str, Any]:
+    """One row: seconds of each part of a step and of the whole, and the peak memory."""
+    case, precision, scan = arguments.case, arguments.precision, arguments.scan
     overrides = [
-        f"Models.WorldModel.Scan={scan}",
+        f"Models.WorldModel.Scan={'odd_even' if scan == FULL else scan}",
         f"BasicSettings.UseAmp={'true' if precision == 'bf16' else 'false'}",
+        f"BasicSettings.Compile={arguments.compile}",
     ]
+    if scan == FULL:
+        _use_full_operands()
     config = load_config(CASES[case], overrides=overrides)
-    target = find_device(device)
     torch.manual_seed(0)
     codec, policy, spec = _parts(case, config)
     world_model = WorldModel(config.Models, codec, policy)
@@ -90,11 +140,20 @@ def measure_one(case: str, precision: str, scan: str, device: str, repeats: int)
         "imagination": lambda: agent.imagine(batch),
         "actor-critic": lambda: agent.train_actor_critic(trajectory),
     }
-    row: dict[str, Any] = {"case": case, "precision": precision, "scan": scan}
+    row: dict[str, Any] = {
+        "case": case, "precision": precision, "scan": scan, "compile": arguments.compile,
+    }  # fmt: skip
     for name, part in parts.items():
-        row[f"{name} (s)"] = measure.seconds(part, target, repeats)
-    row["step (s)"] = sum(row[f"{name} (s)"] for name in parts)
+        row[f"{name} (s)"] = measure.seconds(part, target, arguments.repeats)
+    update = TrainingStep(agent, replay)
+    whole = lambda: update(model=True, actor=True)  # noqa: E731
+    for _ in range(EAGER_CALLS if agent.captures else 0):
+        whole()
+    row["step (s)"] = measure.seconds(whole, target, arguments.repeats)
+    row["steps/s"] = 1 / row["step (s)"]
+    row["transitions/s"] = settings.BatchSize * settings.BatchLength / row["step (s)"]
     row["replay share"] = row["replay (s)"] / row["step (s)"]
+    row["computing"] = _share_computing(whole, target)
     row["peak (GB)"] = measure.peak_gigabytes(target)
     return row
 
@@ -103,39 +162,35 @@ def main() -> None:
     """Print the table; with ``--save NAME`` write the JSON too."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--case", choices=[*CASES, "all"], default="atari")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "both"], default="fp32")
-    parser.add_argument("--scan", choices=[*BACKENDS, "all"], default="all")
+    parser.add_argument("--precision", choices=[*PRECISIONS, "both"], default="fp32")
+    parser.add_argument("--scan", choices=[*BACKENDS, FULL, "all"], default="chunked")
+    parser.add_argument("--compile", choices=[*COMPILES, "all"], default="off")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--save", metavar="NAME", help="benchmarks/results/train_step_NAME.json")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    device = find_device(arguments.device)
     if arguments.one:
-        row = measure_one(
-            arguments.case,
-            arguments.precision,
-            arguments.scan,
-            arguments.device,
-            arguments.repeats,
-        )
-        print(json.dumps(row))
+        print(json.dumps(measure_one(arguments, device)))
         return
-
     rows = []
-    for case in CASES if arguments.case == "all" else [arguments.case]:
-        for precision in (
-            ("fp32", "bf16") if arguments.precision == "both" else [arguments.precision]
-        ):
-            for scan in BACKENDS if arguments.scan == "all" else [arguments.scan]:
-                command = [sys.executable, "-m", "benchmarks.train_step", "--one"]
-                command += ["--case", case, "--precision", precision, "--scan", scan]
-                command += ["--device", arguments.device, "--repeats", str(arguments.repeats)]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                rows.append(json.loads(done.stdout.splitlines()[-1]))
-                print(f"measured {case} {precision} {scan}", file=sys.stderr)
+    for case, precision, scan, compiled in itertools.product(
+        CASES if arguments.case == "all" else [arguments.case],
+        PRECISIONS if arguments.precision == "both" else [arguments.precision],
+        [*BACKENDS, FULL] if arguments.scan == "all" else [arguments.scan],
+        (COMPILES if device.type == "cuda" else COMPILES[:2])
+        if arguments.compile == "all"
+        else [arguments.compile],
+    ):
+        command = [sys.executable, "-m", "benchmarks.train_step", "--one", "--case", case]
+        command += ["--precision", precision, "--scan", scan, "--compile", compiled]
+        command += ["--device", arguments.device, "--repeats", str(arguments.repeats)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"measured {case} {precision} {scan} {compiled}", file=sys.stderr)
     print(measure.table(rows))
     if arguments.save:
-        device = find_device(arguments.device)
         print(f"\nsaved {measure.save(f'train_step_{arguments.save}', rows, device)}")
 
 
