@@ -89,11 +89,10 @@ class States:
 
 
 def _scan_sequential(decay: Tensor, update: Tensor) -> Tensor:
-    value = update[:, 0]
-    values = [value]
-    for t in range(1, update.shape[1]):
-        value = decay[:, t] * value + update[:, t]
-        values.append(value)
+    values: list[Tensor] = []
+    # unbind: its gradient is one stack; that of update[:, t] would fill all T steps for each.
+    for kept, gained in zip(decay.unbind(1), update.unbind(1), strict=True):
+        values.append(gained + kept * values[-1] if values else gained)
     return torch.stack(values, dim=1)
 
 
@@ -280,8 +279,9 @@ def _chunked_attention(
     update = (k * decays.to_end).transpose(-1, -2) @ v  # (B, n, K, V)
     carry = decays.from_start[:, :, -1].unsqueeze(-1)  # (B, n, K, 1)
     starts = [initial_state]
-    for n in range(count):
-        starts.append(torch.addcmul(update[:, n], carry[:, n], starts[-1]))
+    # unbind: its gradient is one stack; that of update[:, n] would fill all n chunks for each.
+    for gained, kept in zip(update.unbind(1), carry.unbind(1), strict=True):
+        starts.append(torch.addcmul(gained, kept, starts[-1]))
     start = torch.stack(starts[:-1], dim=1)  # (B, n, K, V)
     states = States(length, start, decays.from_start, keys, v)
     output = states.read(q).flatten(1, 2)[:, :length]
