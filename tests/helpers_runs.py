@@ -266,8 +266,8 @@ MODELS = (
 
 def dmc(name: str, *overrides: str) -> list[str]:
     """Flags of a short run of four cartpoles."""
-    loop = "JointTrainAgent={SampleMaxSteps: 1400, BufferMaxLength: 1000, BufferWarmUp: 400}"
-    more = "JointTrainAgent={NumEnvs: 4, SaveEverySteps: 60}"
+    loop = "JointTrainAgent={SampleMaxSteps: 900, BufferMaxLength: 480, BufferWarmUp: 400}"
+    more = "JointTrainAgent={NumEnvs: 4, SaveEverySteps: 60, TrainAgentEverySteps: 2}"
     given = flags(*MODELS, loop, more, *overrides)
     config = ["-config_path", "config_files/dmc_tiny.yaml", "-obs_type", "proprio"]
     return ["-n", name, "-env_name", "cartpole_balance", *config, "-logger", "none", *given]
@@ -275,10 +275,13 @@ def dmc(name: str, *overrides: str) -> list[str]:
 
 def atari(name: str, *overrides: str) -> list[str]:
     """Flags of a short run of Pong."""
-    loop = "JointTrainAgent={SampleMaxSteps: 500, BufferMaxLength: 400, BufferWarmUp: 100}"
+    loop = "JointTrainAgent={SampleMaxSteps: 320, BufferMaxLength: 160, BufferWarmUp: 100}"
     given = flags(*MODELS, loop, "JointTrainAgent.SaveEverySteps=25", *overrides)
     config = ["-config_path", "config_files/atari_tiny.yaml"]
     return ["-n", name, "-env_name", "ALE/Pong-v5", *config, "-logger", "none", *given]
+
+
+PONG = "JointTrainAgent={SampleMaxSteps: 170, SaveEverySteps: 500, LogEverySteps: 5}"
 
 
 def last_step(run: Path) -> int:

@@ -31,6 +31,7 @@ from tests.helpers_envs import CONFIG, DEFAULTS, TINY, CountingEnv, counting_dom
 from tests.helpers_runs import (
     LIMIT_MEMORY,
     LIMIT_SIZE,
+    PONG,
     CrashError,
     Hook,
     Job,
@@ -63,8 +64,6 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---------------------------------------------------------------------------------------- signals
 
-LOOP = "JointTrainAgent={SampleMaxSteps: 180, SaveEverySteps: 500, LogEverySteps: 5}"
-
 
 def points(tree: RunTree, name: str) -> list[int]:
     return ResumePoints(tree.folder(name)).steps()
@@ -81,11 +80,10 @@ def stopped_by(number: int, job: Job) -> int:
     return int(step)
 
 
-def test_signals(tree: RunTree) -> None:
+def test_signals(tree: RunTree, pong: Path) -> None:
     """SIGTERM ends the run with a checkpoint, SIGUSR1 writes one and the run goes on, SIGINT ends
     it again, and the run is the one that no signal met."""
-    tree.start("atari", *atari("quiet", LOOP)).ended()
-    argv, run = atari("disturbed", LOOP), tree.folder("disturbed")
+    argv, run = atari("disturbed", PONG), tree.folder("disturbed")
     job = tree.start("atari", *argv)
     wait_for_step(job, run, 110)
     first = stopped_by(signal.SIGTERM, job)
@@ -96,21 +94,21 @@ def test_signals(tree: RunTree) -> None:
     job.kill(signal.SIGUSR1)
     wait_for(lambda: len(points(tree, "disturbed")) == 2)
     second = points(tree, "disturbed")[-1]
-    assert first < second < 180
+    assert first < second < 170
     wait_for_step(job, run, second + 5)
     third = stopped_by(signal.SIGINT, job)
     assert points(tree, "disturbed") == [second, third], "SIGUSR1 writes one, not two"
 
     job = tree.start("atari", *argv, "-resume").ended()
     assert f"going on from step {third}" in job.stdout
-    assert_same_run(tree.folder("quiet"), run)
+    assert_same_run(pong, run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(number: int, tree: RunTree) -> None:
     """In the midst of a step that would take hours."""
     name = f"hasty{number}"
-    argv = atari(name, LOOP, "JointTrainAgent={AgentUpdate: 10000000, SaveEverySteps: 40}")
+    argv = atari(name, PONG, "JointTrainAgent={AgentUpdate: 10000000, SaveEverySteps: 40}")
     job = tree.start("atari", *argv)
     wait_for(lambda: "step/s" in job.everything)
     job.kill(signal.SIGTERM)

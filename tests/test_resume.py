@@ -25,6 +25,7 @@ from pwm_core.resume import ResumePoints, _digest
 from pwm_core.runtime import random_state, set_random_state
 from tests.helpers_envs import counting_domain
 from tests.helpers_runs import (
+    PONG,
     CrashError,
     RunTree,
     assert_same_run,
@@ -46,8 +47,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
 
 
-QUICK = ("JointTrainAgent={BufferWarmUp: 35, SampleMaxSteps: 45, SaveEverySteps: 20}",)
-"""Points at 20 and 40, five updates on either side of the second."""
+QUICK = ("JointTrainAgent={BufferWarmUp: 37, SampleMaxSteps: 45, SaveEverySteps: 20}",)
+"""Points at 20 and 40, three updates before the second and five after."""
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +281,7 @@ OF_POINT = {
 }
 
 
-@pytest.mark.parametrize("how", ["cut", "flip", "gone", "empty"])
+@pytest.mark.parametrize("how", ["cut", "flip", "gone"])
 @pytest.mark.parametrize("what", ["state", "weights", "chunk", "manifest"])
 def test_the_point_before_serves(
     what: str, how: str, whole: Path, capsys: pytest.CaptureFixture[str]
@@ -412,10 +413,10 @@ def killed_five_times(tree: RunTree, domain: str, argv: list[str], first: int, l
 @pytest.mark.parametrize(
     ("domain", "make", "override", "first", "last"),
     [
-        ("dmc", dmc, "BasicSettings.Seed=4", 420, 1300),
-        ("dmc", dmc, "JointTrainAgent.BufferStorage=disk", 420, 1300),
-        ("atari", atari, "BasicSettings.Seed=4", 120, 440),
-        ("atari", atari, "JointTrainAgent.NumEnvs=3", 120, 440),
+        ("dmc", dmc, "BasicSettings.Seed=4", 420, 820),
+        ("dmc", dmc, "JointTrainAgent.BufferStorage=disk", 420, 820),
+        ("atari", atari, "BasicSettings.Seed=4", 120, 280),
+        ("atari", atari, "JointTrainAgent.NumEnvs=3", 120, 280),
     ],
     ids=["dmc", "dmc on disk", "atari", "atari, three games"],
 )
@@ -430,11 +431,9 @@ def test_sigkill(
     assert_same_run(tree.folder(whole[1]), tree.folder(argv[1]))
 
 
-def test_one_sigkill(tree: RunTree) -> None:
-    """The same once, on Pong, with -deterministic; and what held the lock is dead."""
-    loop = "JointTrainAgent={SampleMaxSteps: 150, SaveEverySteps: 15, LogEverySteps: 5}"
-    one, argv = ([*atari(name, loop), "-deterministic"] for name in ("one", "two"))
-    tree.start("atari", *one).ended()
+def test_one_sigkill(tree: RunTree, pong: Path) -> None:
+    """The same once, with -deterministic; and what held the lock is dead."""
+    argv = [*atari("two", PONG, "JointTrainAgent.SaveEverySteps=15"), "-deterministic"]
     job = tree.start("atari", *argv)
     wait_for(lambda: last_step(tree.folder("two")) >= 120)
     tree.start("atari", *argv, "-resume").refused(f"is being trained by process {job.pid} on ")
@@ -443,4 +442,4 @@ def test_one_sigkill(tree: RunTree) -> None:
     assert job.wait() == -signal.SIGKILL
     assert (tree.folder("two") / "lock").exists()
     tree.start("atari", *argv, "-resume").ended()
-    assert_same_run(tree.folder("one"), tree.folder("two"))
+    assert_same_run(pong, tree.folder("two"))
