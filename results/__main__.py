@@ -42,11 +42,11 @@ def main() -> None:
     arguments = _arguments()
     try:
         from results.page import write_html, write_markdown
-        from results.report import Report
+        from results.report import Report, gather
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install -r {NEEDED}") from None
     output = arguments.output or arguments.scores / "report"
-    report = Report(arguments.scores, arguments.runs, output, arguments.reps)
+    report = Report(gather(arguments.scores, arguments.runs), output, arguments.reps)
     page = output / "index.html"
     write_markdown(report, output / "report.md")
     write_html(report, page)

@@ -63,7 +63,8 @@ class Table:
             about = _About.model_validate(content)
             table = pd.read_csv(path, index_col="task", float_precision="round_trip")
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{path}: not a published table: {error}") from None
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} is no published table: {reason}") from None
         self.frames = table.pop("frames")
         if set(table.columns) != set(about.columns):
             odd = ", ".join(sorted(set(table.columns) ^ set(about.columns)))

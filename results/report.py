@@ -28,44 +28,68 @@ class Section:
     videos: list[Video] = field(default_factory=list)
 
 
+@dataclass
+class Findings:
+    """What there is to report on.
+
+    Attributes:
+        groups: scores that may be averaged, by setting; ``names`` are the settings' letters.
+        curves: of every run with metrics.
+        videos: the newest of every run.
+        problems: what was left out, is missing or does not compare, a line each.
+    """
+
+    groups: dict[Setting, list[Score]]
+    names: dict[Setting, str]
+    curves: list[Curve]
+    videos: list[Video]
+    problems: list[str]
+
+
+def gather(scores: Path, runs: Path) -> Findings:
+    """Read score files (``eval_result/``) and run folders (``ckpt/``).
+
+    Raises:
+        UserError: there is nothing to report on.
+    """
+    problems: list[str] = []
+    found, curves = read_scores(scores, problems), read_curves(scores, runs, problems)
+    if not found and not curves:
+        why = f": {'; '.join(problems)}" if problems else ""
+        raise UserError(f"no scores in {scores} and no metrics in {runs} to report on{why}")
+    groups = by_setting(found)
+    check_groups(groups, problems)
+    videos = find_videos(scores, runs, problems)
+    return Findings(groups, tables.letters(list(groups)), curves, videos, problems)
+
+
 class Report:
-    """All of it, made from score files, run folders and published tables.
+    """All of it, beside published tables.
 
     Args:
-        scores: ``eval_result/``.
-        runs: ``ckpt/``.
+        findings: what was read.
         output: where figures and CSV tables go.
         reps: bootstrap samples.
 
     Attributes:
         sections: in order.
-        problems: what was left out or does not compare, a line each.
-
-    Raises:
-        UserError: there is nothing to report on.
+        problems: those of the findings, and what the aggregates had to leave out.
     """
 
-    def __init__(self, scores: Path, runs: Path, output: Path, reps: int) -> None:
+    def __init__(self, findings: Findings, output: Path, reps: int) -> None:
         self.output, self._reps = output, reps
-        self.problems: list[str] = []
+        self.problems = list(findings.problems)
         self.sections: list[Section] = []
-        self._scores = read_scores(scores, self.problems)
-        self._curves = read_curves(scores, runs, self.problems)
-        if not self._scores and not self._curves:
-            why = f": {'; '.join(self.problems)}" if self.problems else ""
-            raise UserError(f"no scores in {scores} and no metrics in {runs} to report on{why}")
+        self._groups, self._names = findings.groups, findings.names
+        self._curves = findings.curves
         self._tables = read_published()
         self._normalise = Normaliser(self._tables)
-        self._groups = by_setting(self._scores)
-        self._names = tables.letters(list(self._groups))
-        check_groups(self._groups, self.problems)
         output.mkdir(parents=True, exist_ok=True)
         self._overview()
         for benchmark in TITLES:
             self._benchmark(benchmark)
-        videos = find_videos(scores, runs, self.problems)
-        if videos:
-            self.sections.append(Section("Videos", videos=videos))
+        if findings.videos:
+            self.sections.append(Section("Videos", videos=findings.videos))
         self._published()
 
     def _csv(self, name: str, table: pd.DataFrame) -> None:
