@@ -257,6 +257,7 @@ class RunTree:
 MODELS = (
     "Models={Hidden: 32, Stoch: 4, Discrete: 4, NumBin: 21}",
     "Models.WorldModel={Stem: 4, MLPUnits: 32, ScanChunk: 8}",
+    "Models.Agent.LR=0.03",  # a policy that stays uniform would not show what it acts on
     "JointTrainAgent={BatchSize: 4, BatchLength: 8, ImagineBatchSize: 4, ImagineContext: 2}",
     "JointTrainAgent={ImagineHorizon: 4, VideoLogStep: 100000, LogEverySteps: 20}",
     "JointTrainAgent={TrainModelEverySteps: 1, TrainAgentEverySteps: 1}",
