@@ -29,9 +29,9 @@ FEW = 30
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write ``path``.png and ``path``.pdf."""
     written = [path.with_suffix(".png"), path.with_suffix(".pdf")]
-    figure.savefig(written[0], dpi=150)
+    figure.savefig(written[0], dpi=150, bbox_inches="tight")
     # Without dates, so that the same results make the same file.
-    figure.savefig(written[1], metadata={"CreationDate": None})
+    figure.savefig(written[1], bbox_inches="tight", metadata={"CreationDate": None})
     pyplot.close(figure)
     return written
 

@@ -114,6 +114,20 @@ def test_what_the_videos_hold(steps: int, horizon: int) -> None:
             assert (line[step, row] == (GIVEN if given else PREDICTED)).all()
 
 
+def test_where_imagination_begins() -> None:
+    """With a posterior that is certain: at the reconstruction of the first step compared, and of
+    the last one replayed."""
+    config = load_small("Models.WorldModel.Unimix=0", "JointTrainAgent.ImagineHorizon=5")
+    agent, batch = make_agent(config), Data(rows=3, steps=12).batch(config)
+    with torch.no_grad():
+        agent.world_model.posterior[-1].weight *= 1e4
+    videos = log_videos(agent, batch)
+    rebuilt, compared = videos["Video/Reconstruction"], videos["Video/Comparison"]
+    assert np.array_equal(compared[0, 32:], rebuilt[-6])
+    assert np.array_equal(videos["Video/Imagination"][0], rebuilt[-1])
+    assert not np.array_equal(rebuilt[-6], rebuilt[-1])
+
+
 def test_the_prediction_of_a_certain_model_is_its_reconstruction_where_given() -> None:
     """The posterior's latents are decoded in the context, the same as are reconstructed."""
     config = load_small()
