@@ -136,12 +136,14 @@ def test_interval_of_two_runs_by_hand() -> None:
 
 
 def test_intervals_repeat() -> None:
-    """The same call gives the same interval, and others draw on undisturbed."""
+    """The same call gives the same interval, whatever was drawn before, and leaves no trace."""
     matrix = Matrix(np.random.default_rng(0).random((9, 5)), list("abcde"))
-    state = np.random.get_state()[1].copy()
-    first, second = (intervals({"A": matrix}, reps=100) for _ in range(2))
+    first = intervals({"A": matrix}, reps=100)
+    np.random.random(7)  # the generator that rliable uses
+    state = np.random.get_state()[2]
+    second = intervals({"A": matrix}, reps=100)
     pd.testing.assert_frame_equal(first, second)
-    assert np.array_equal(np.random.get_state()[1], state)
+    assert np.random.get_state()[2] == state
 
 
 def test_interval_is_stratified() -> None:
