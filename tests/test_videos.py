@@ -282,7 +282,7 @@ def test_fewer_environments_keep_their_seeds() -> None:
 @pytest.mark.parametrize("protocol", ["pamorl", "standard"])
 def test_film_of_a_game(protocol: str, tmp_path: Path) -> None:
     """The real emulator: at another size, in fewer environments, the same game."""
-    game = {"protocol": protocol, "frame_skip": 32}
+    game = {"protocol": protocol, "frame_skip": 64}
     episodes = played(AtariEnv("ALE/Pong-v5", 3, 1, **game), 3)
     path = tmp_path / "game.mp4"
 
