@@ -192,8 +192,10 @@ class RunFolder:
         return folder
 
     def config(self) -> Config:
-        """The resolved config the run was started with."""
-        return load_config(self._config)
+        """The resolved config the run was started with; keys that are younger than the run have
+        the values of its domain's full config."""
+        defaults = REPOSITORY / "config_files" / f"{self.metadata()['domain']}.yaml"
+        return load_config(self._config, defaults=defaults if defaults.is_file() else None)
 
     def metadata(self) -> dict[str, Any]:
         """What ``run.json`` holds."""

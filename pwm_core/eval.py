@@ -39,7 +39,11 @@ def _evaluation_config(arguments: argparse.Namespace, folder: RunFolder, domain:
         UserError: the overrides contradict what the run was trained with.
     """
     own = folder.config()
-    config = load_config(folder.path / "config.yaml", overrides=overrides(arguments, domain))
+    config = load_config(
+        folder.path / "config.yaml",
+        defaults=domain.defaults,
+        overrides=overrides(arguments, domain),
+    )
     for key, value in _trained_with(own).items():
         if _trained_with(config)[key] != value:
             given = "" if key == "Models" else f" {_trained_with(config)[key]}; it was {value}"

@@ -480,6 +480,16 @@ def test_scores_played_by_other_rules_do_not_mix() -> None:
     assert [row[0] for row in rows] == [40]
 
 
+def test_a_run_older_than_a_config_key_is_evaluated_with_the_default() -> None:
+    domain = counting_domain((7,))
+    command(domain, "run")
+    expected = score(domain, "run")
+    path = RunFolder.open("run").path / "config.yaml"
+    lines = [line for line in path.read_text().splitlines() if "Compile" not in line]
+    path.write_text("\n".join(lines) + "\n")
+    assert score(domain, "run") == expected
+
+
 def test_an_evaluation_that_fails_leaves_the_scores_where_they_are() -> None:
     domain = counting_domain((7,))
     command(domain, "run")
