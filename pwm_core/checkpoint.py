@@ -129,13 +129,13 @@ class RunFolder:
                 if fresh and not self.exists:
                     self._discard()
 
-    def check_same(self, config: Config, metadata: dict[str, Any]) -> None:
+    def check_same(self, config: Config, metadata: dict[str, Any], defaults: str) -> None:
         """For a run that is to go on.
 
         Raises:
             UserError: task, domain or config differ from those it began with.
         """
-        before, now = self.config().model_dump(), config.model_dump()
+        before, now = self.config(defaults).model_dump(), config.model_dump()
         was = self.metadata()
         pairs = [(key, was.get(key), metadata[key]) for key in ("domain", "task")]
         pairs += [(key, old, _at(now, key)) for key, old in _leaves(before)]
@@ -191,11 +191,10 @@ class RunFolder:
             raise UserError(f"there is no run named {name} in {RUNS}{hint}")
         return folder
 
-    def config(self) -> Config:
+    def config(self, defaults: str) -> Config:
         """The resolved config the run was started with; keys that are younger than the run have
-        the values of its domain's full config."""
-        defaults = REPOSITORY / "config_files" / f"{self.metadata()['domain']}.yaml"
-        return load_config(self._config, defaults=defaults if defaults.is_file() else None)
+        the values of ``defaults``, its domain's full config."""
+        return load_config(self._config, defaults=defaults)
 
     def metadata(self) -> dict[str, Any]:
         """What ``run.json`` holds."""

@@ -38,7 +38,7 @@ def _evaluation_config(arguments: argparse.Namespace, folder: RunFolder, domain:
     Raises:
         UserError: the overrides contradict what the run was trained with.
     """
-    own = folder.config()
+    own = folder.config(domain.defaults)
     config = load_config(
         folder.path / "config.yaml",
         defaults=domain.defaults,

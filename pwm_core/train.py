@@ -97,7 +97,7 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
         folder.refuse_existing()
     with folder.lock(), memory_advice():
         if arguments.resume and folder.exists:
-            folder.check_same(config, about)
+            folder.check_same(config, about, domain.defaults)
         else:
             folder.refuse_existing()  # another process may have made it meanwhile
         _train(domain, config, task, loggers, device, folder, about, arguments.keep)

@@ -367,8 +367,8 @@ def test_run_folder_tells_what_the_run_stood_on() -> None:
     assert (about["seed"], about["task"], about["domain"]) == (5, "count", "counting")
     assert about["versions"]["torch"] == torch.__version__
     assert {"commit", "protocol", "hardware"} <= about.keys()
-    assert folder.config().Models.Lambda == 0.9
-    assert folder.config().BasicSettings.Seed == 5
+    assert folder.config(DEFAULTS).Models.Lambda == 0.9
+    assert folder.config(DEFAULTS).BasicSettings.Seed == 5
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
