@@ -59,37 +59,48 @@ def first_checkpoint(process: subprocess.Popen[str], run: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_campaign_that_is_stopped_goes_on_and_collects(tmp_path: Path) -> None:
+PROPRIO = ["dmc", "-obs_type", "proprio", "-config_path", "config_files/dmc_tiny.yaml"]
+ATARI = ["atari", "-config_path", "config_files/atari_tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "tasks", "frame_skip"),
+    [
+        ([*PROPRIO, "-jobs", "2"], {"reacher_easy": "-proprio", "cup_catch": "-proprio"}, 2),
+        pytest.param(ATARI, {"Pong": ""}, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_a_campaign_that_is_stopped_goes_on_and_collects(
+    tmp_path: Path, flags: list[str], tasks: dict[str, str], frame_skip: int
+) -> None:
     root = copy_of_the_code(tmp_path)
-    flags = ["dmc", "-obs_type", "proprio", "-config_path", "config_files/dmc_tiny.yaml"]
-    flags += ["-suffix", "tiny", "-jobs", "2", "reacher_easy", "cup_catch"]
-    process = campaign(root, *flags)
-    first_checkpoint(process, root / "ckpt" / "reacher_easy-proprio-tiny-seed1")
+    names = [f"{task}{kind}-tiny-seed1" for task, kind in tasks.items()]
+    command = [*flags, "-suffix", "tiny", *tasks]
+    process = campaign(root, *command)
+    first_checkpoint(process, root / "ckpt" / names[0])
     process.send_signal(signal.SIGTERM)
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 75, text
     assert "the same command goes on" in text
     assert not list((root / "eval_result").iterdir())
 
-    process = campaign(root, *flags)
+    process = campaign(root, *command)
     text = process.communicate(timeout=300)[0]
     assert process.returncode == 0, text
-    log = (root / "ckpt" / "logs" / "reacher_easy-proprio-tiny-seed1.log").read_text()
-    assert "going on from step" in log
-    for task in ("reacher_easy", "cup_catch"):
-        name = f"{task}-proprio-tiny-seed1"
+    assert "going on from step" in (root / "ckpt" / "logs" / f"{names[0]}.log").read_text()
+    for name, task in zip(names, tasks, strict=True):
         header, row = (root / "eval_result" / f"{name}.csv").read_text().splitlines()
         assert header.startswith("step,frames,mean,std,return_0,return_1")
-        assert row.startswith("900,1800,")
+        assert row.startswith(f"900,{900 * frame_skip},")
         lines = (root / "eval_result" / f"{name}.metrics.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["step"] == 900
         about = json.loads((root / "eval_result" / f"{name}.training.json").read_text())
-        assert about["task"] == task
+        assert task in about["task"]
         assert about["seconds"] > 0
 
-    process = campaign(root, *flags)
+    process = campaign(root, *command)
     text = process.communicate(timeout=60)[0]
-    assert (process.returncode, text.count("done already")) == (0, 2)
+    assert (process.returncode, text.count("done already")) == (0, len(tasks))
 
 
 @pytest.mark.parametrize(
