@@ -343,7 +343,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise UserError(f"-set {text}: write Section.Key=value, as Models.Gamma=0.99")
     try:
         nested: Any = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"-set {text}: the value is not valid YAML") from None
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}

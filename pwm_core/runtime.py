@@ -80,9 +80,9 @@ def memory_advice() -> Iterator[None]:
         wanted = re.search(r"(?:allocate|buy) [\d.]+ ?\w+|\d+ bytes", text)
         raise UserError(
             f"out of memory{f' (tried to {wanted[0]})' if wanted else ''}: lower "
-            "JointTrainAgent.BatchSize, ImagineBatchSize or ImagineContext, or keep the replay off "
-            "the device with JointTrainAgent.BufferStorage=memory; -resume goes on from the last "
-            "checkpoint where the config is the same"
+            "JointTrainAgent.BatchSize, ImagineBatchSize, ImagineContext or Models.Hidden, or keep "
+            "the replay off the device with JointTrainAgent.BufferStorage=memory; -resume goes on "
+            "from the last checkpoint where the config is the same"
         ) from None
 
 

@@ -151,6 +151,7 @@ def test_any_value_of_a_key(scratch: Path, key: str, value: Any) -> None:
 @example("Models.Gamma.x=1")
 @example("Models.Gamma=2001-99-99")
 @example("Models.Gamma=" + "[" * 50)
+@example("Models.Gamma=" + "[" * 3000)
 @example("." * 5000 + "=1")
 @example("Models.Gamma=!!python/object/apply:os.mkdir [pwned]")
 @example("BasicSettings.Seed=" + "9" * 5000)
