@@ -30,7 +30,8 @@ from benchmarks import measure
 from pwm_core import linear_attention
 from pwm_core.actor_critic import ActorCritic
 from pwm_core.agent import Agent
-from pwm_core.config import Config, load_config
+from pwm_core.config import Config
+from pwm_core.config_file import load_config
 from pwm_core.distributions import CategoricalPolicy, GaussianPolicy, Policy
 from pwm_core.networks import Codec, ImageCodec, VectorCodec
 from pwm_core.replay_buffer import Field, ReplayBuffer, TransitionSpec

@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from pwm_core.config import REPOSITORY, Config, dump_config, load_config
+from pwm_core.config import REPOSITORY, Config
+from pwm_core.config_file import dump_config, load_config
 from pwm_core.errors import UserError, closest
 from pwm_core.files import numbers, read_tensors, remove_leftovers, write_tensors, write_text
 from pwm_core.resume import ResumePoints

@@ -1,22 +1,16 @@
 """The configuration: YAML sections as frozen, validated types.
 
-A domain's full config file (``config_files/atari.yaml``) holds every key and is the base over which
-any other file is laid, so a file need only name what it changes. Keys and their meaning are
-documented where they are declared, below.
+Keys and their meaning are documented where they are declared, below; ``pwm_core.config_file`` reads
+and writes them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pydantic
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-
-from pwm_core.errors import UserError, closest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -246,178 +240,3 @@ class Config(_Section):
         """gamma of one agent step."""
         power = self.BasicSettings.FrameSkip if self.Models.GammaPerFrame else 1
         return self.Models.Gamma**power
-
-
-def _impossible(config: Config) -> Iterable[tuple[str, str]]:
-    """Values each valid alone that cannot go together: (key, what would be valid)."""
-    train, models = config.JointTrainAgent, config.Models
-    height, width, channels = config.BasicSettings.ObsShape
-    if height != width or channels not in (1, 3):
-        yield "BasicSettings.ObsShape", "must be square with 1 or 3 channels, as (64, 64, 3)"
-    shrink, rest = divmod(height, models.WorldModel.MinRes)
-    if rest or shrink < 2 or shrink & (shrink - 1):  # a power of two, at least 2
-        yield (
-            "Models.WorldModel.MinRes",
-            f"must be the image height {height} halved one or more times",
-        )
-    if models.Hidden % models.WorldModel.HeadDivisor:
-        yield "Models.WorldModel.HeadDivisor", f"must divide Models.Hidden = {models.Hidden}"
-    if train.ImagineBatchSize > train.BatchSize:
-        yield "JointTrainAgent.ImagineBatchSize", f"must be at most BatchSize = {train.BatchSize}"
-    if train.ImagineContext > train.BatchLength:
-        yield "JointTrainAgent.ImagineContext", f"must be at most BatchLength = {train.BatchLength}"
-    if train.BufferWarmUp < train.BatchLength * train.NumEnvs:
-        yield (
-            "JointTrainAgent.BufferWarmUp",
-            f"must be at least BatchLength x NumEnvs = {train.BatchLength * train.NumEnvs}, "
-            "so that a whole sequence can be sampled",
-        )
-    if train.SampleMaxSteps <= train.BufferWarmUp:
-        yield (
-            "JointTrainAgent.SampleMaxSteps",
-            f"must be above BufferWarmUp = {train.BufferWarmUp}, or nothing is trained",
-        )
-    if train.BufferMaxLength < train.BatchLength * train.NumEnvs:
-        yield (
-            "JointTrainAgent.BufferMaxLength",
-            f"must be at least BatchLength x NumEnvs = {train.BatchLength * train.NumEnvs}",
-        )
-    if models.Agent.MinPer >= models.Agent.MaxPer:
-        yield "Models.Agent.MinPer", f"must be below MaxPer = {models.Agent.MaxPer}"
-    if models.Agent.MinStd > models.Agent.MaxStd:
-        yield "Models.Agent.MinStd", f"must be at most MaxStd = {models.Agent.MaxStd}"
-
-
-def find_config(path: str | Path) -> Path:
-    """``path`` as seen from the working directory, then from the repository root.
-
-    Raises:
-        UserError: neither exists.
-    """
-    for candidate in (Path(path), REPOSITORY / path):
-        if candidate.is_file():
-            return candidate
-    here = sorted(str(p.relative_to(REPOSITORY)) for p in REPOSITORY.glob("config_files/*.yaml"))
-    raise UserError(f"config file {path} does not exist; there are {', '.join(here)}")
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {reason[:300]}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no sections; see config_files/atari.yaml for their names")
-    return content
-
-
-def _overlay(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``change`` laid over it, section by section."""
-    merged = dict(base)
-    for key, value in change.items():
-        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
-        merged[key] = _overlay(base[key], value) if both else value
-    return merged
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    """``Section.Key=value`` -> nested mapping."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"-set {text}: write Section.Key=value, as Models.Gamma=0.99")
-    try:
-        nested: Any = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"-set {text}: the value is not valid YAML") from None
-    for part in reversed(key.strip().split(".")):
-        nested = {part: nested}
-    return nested
-
-
-def _section_keys(location: tuple[str, ...]) -> list[str]:
-    """The valid keys of the section at ``location``."""
-    section: type[BaseModel] = Config
-    for name in location:
-        section = section.model_fields[name].annotation  # type: ignore[assignment]
-    return list(section.model_fields)
-
-
-def _explain(error: pydantic.ValidationError, source: str) -> str:
-    """The first error as one line: file, key, what is wrong, what would be valid."""
-    first = error.errors()[0]
-    location = tuple(str(part) for part in first["loc"])
-    key = ".".join(location)
-    if first["type"] == "extra_forbidden":
-        valid = _section_keys(location[:-1])
-        hint = closest(location[-1], valid) or f"; valid keys: {', '.join(valid)}"
-        return f"{source}: unknown key {key}{hint}"
-    if first["type"] == "missing":
-        return f"{source}: {key} is missing"
-    if first["type"] == "model_type":
-        return f"{source}: {key} must be a section of keys: {', '.join(_section_keys(location))}"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    given = repr(first["input"])
-    given = given if len(given) <= 60 else given[:57] + "..."
-    return f"{source}: {key} = {given} is not valid: {message}"
-
-
-def _validate(content: Mapping[str, Any], source: str) -> Config:
-    try:
-        config = Config.model_validate(content)
-    except pydantic.ValidationError as error:
-        raise UserError(_explain(error, source)) from None
-    return config
-
-
-def load_config(
-    path: str | Path, *, defaults: str | Path | None = None, overrides: Iterable[str] = ()
-) -> Config:
-    """Read ``path`` over the domain's ``defaults``, then apply ``-set`` overrides.
-
-    Raises:
-        UserError: a file is missing, a key unknown, a type wrong or a value impossible.
-    """
-    path, overrides = find_config(path), list(overrides)
-    content = _read(path)
-    if defaults is not None:
-        content = _overlay(_read(REPOSITORY / defaults), content)
-    config = _validate(content, str(path))
-    for override in overrides:
-        content = _overlay(content, _parse_override(override))
-        config = _validate(content, f"-set {override}")
-    for key, need in _impossible(config):  # after all of them: keys that go together may change
-        named = [f"-set {text}" for text in overrides if text.partition("=")[0].strip() == key]
-        raise UserError(
-            f"{[str(path), *named][-1]}: {key} = {_value(config, key)} is impossible: it {need}"
-        )
-    return config
-
-
-def _value(config: Config, key: str) -> Any:
-    """The value of a dotted key."""
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def dump_config(config: Config) -> str:
-    """The resolved config as YAML that :func:`load_config` reads back unchanged."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

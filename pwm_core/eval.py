@@ -13,7 +13,8 @@ import torch
 
 from pwm_core.checkpoint import RunFolder
 from pwm_core.cli import make_agent, make_parser, overrides
-from pwm_core.config import Config, find_config, load_config
+from pwm_core.config import Config
+from pwm_core.config_file import find_config, load_config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError

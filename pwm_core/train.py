@@ -11,7 +11,8 @@ import torch
 from pwm_core import __version__
 from pwm_core.checkpoint import RunFolder
 from pwm_core.cli import make_agent, make_parser, overrides
-from pwm_core.config import REPOSITORY, Config, load_config
+from pwm_core.config import REPOSITORY, Config
+from pwm_core.config_file import load_config
 from pwm_core.domain import Domain
 from pwm_core.replay_buffer import ReplayBuffer
 from pwm_core.runtime import (

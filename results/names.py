@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pwm_core.config import REPOSITORY, load_config
+from pwm_core.config import REPOSITORY
+from pwm_core.config_file import load_config
 
 IGNORED = (
     "Task",

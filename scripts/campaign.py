@@ -21,7 +21,8 @@ from pathlib import Path
 
 from pwm_core.checkpoint import RUNS, RunFolder
 from pwm_core.cli import Parser, run_command
-from pwm_core.config import REPOSITORY, find_config, load_config
+from pwm_core.config import REPOSITORY
+from pwm_core.config_file import find_config, load_config
 from pwm_core.errors import UserError
 from pwm_core.evaluation import RESULTS
 from pwm_core.signals import StoppedError

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pwm_core.actor_critic import ActorCritic
 from pwm_core.agent import Agent
-from pwm_core.config import Config, load_config
+from pwm_core.config import Config
+from pwm_core.config_file import load_config
 from pwm_core.distributions import CategoricalPolicy, GaussianPolicy, Policy
 from pwm_core.linear_attention import RecurrentMemory, RecurrentState
 from pwm_core.networks import ImageCodec

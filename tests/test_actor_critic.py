@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal
 
 from pwm_core.actor_critic import ActorCritic, ReturnScale
-from pwm_core.config import Config, load_config
+from pwm_core.config import Config
+from pwm_core.config_file import load_config
 from pwm_core.distributions import sample_index
 from pwm_core.imagination import Trajectory, imagine
 from tests.helpers import (

@@ -14,7 +14,7 @@ from ale_py import Action, ALEInterface, LoggerMode, roms
 from ale_py.vector_env import AtariVectorEnv
 
 from pwm_atari.envs import PROTOCOLS, AtariEnv, check_task, describe_protocol
-from pwm_core.config import load_config
+from pwm_core.config_file import load_config
 from pwm_core.envs import Finished, env_seeds, episode_seed
 from pwm_core.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pwm_core.agent import Agent
-from pwm_core.config import load_config
+from pwm_core.config_file import load_config
 from pwm_core.files import write_tensors
 from tests.helpers import Data, make_agent
 

@@ -23,7 +23,8 @@ import pytest
 import torch
 import yaml
 
-from pwm_core.config import REPOSITORY, load_config
+from pwm_core.config import REPOSITORY
+from pwm_core.config_file import load_config
 from pwm_core.tracking import wandb_mode
 
 NAME = "Pong-life_done-pwm-100k"

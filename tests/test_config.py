@@ -10,7 +10,8 @@ import pydantic
 import pytest
 import yaml
 
-from pwm_core.config import REPOSITORY, Config, dump_config, load_config
+from pwm_core.config import REPOSITORY, Config
+from pwm_core.config_file import dump_config, load_config
 from pwm_core.errors import UserError
 
 ATARI = "config_files/atari.yaml"

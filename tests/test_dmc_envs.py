@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pwm_core.config import Config, load_config
+from pwm_core.config import Config
+from pwm_core.config_file import load_config
 from pwm_core.envs import VectorEnv, env_seeds, episode_seed
 from pwm_core.errors import UserError
 from pwm_dmc import envs

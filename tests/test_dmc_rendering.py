@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pwm_core.config import load_config
+from pwm_core.config_file import load_config
 from pwm_core.envs import env_seeds
 from pwm_core.errors import UserError
 from pwm_dmc.envs import DMCEnv, make_env

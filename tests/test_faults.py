@@ -17,7 +17,7 @@ import torch
 
 from pwm_core import checkpoint, cli, evaluation
 from pwm_core.checkpoint import RunFolder
-from pwm_core.config import load_config
+from pwm_core.config_file import load_config
 from pwm_core.diagnosis import diagnose
 from pwm_core.distributions import SymlogTwoHot, symexp
 from pwm_core.errors import UserError

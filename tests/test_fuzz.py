@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from pwm_core import checkpoint
 from pwm_core.checkpoint import RunFolder
-from pwm_core.config import REPOSITORY, Config, load_config
+from pwm_core.config import REPOSITORY, Config
+from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
 from pwm_core.files import read_tensors, write_tensors, write_text
 from pwm_core.resume import ResumePoints, _digest

@@ -16,7 +16,7 @@ from pwm_core.actor_critic import ActorCritic
 from pwm_core.agent import Agent
 from pwm_core.checkpoint import RunFolder
 from pwm_core.cli import make_agent
-from pwm_core.config import load_config
+from pwm_core.config_file import load_config
 from pwm_core.distributions import CategoricalPolicy
 from pwm_core.evaluation import evaluate
 from pwm_core.networks import ImageCodec

@@ -18,7 +18,8 @@ import pytest
 
 from pwm_core import checkpoint, cli
 from pwm_core.checkpoint import RunFolder
-from pwm_core.config import REPOSITORY, load_config
+from pwm_core.config import REPOSITORY
+from pwm_core.config_file import load_config
 from pwm_core.eval import record_in_wandb
 from pwm_core.recording import VideoWriter
 from results import aggregates, published, tables

@@ -15,7 +15,7 @@ import torch
 from pwm_atari.envs import AtariEnv
 from pwm_core import checkpoint, cli, evaluation
 from pwm_core.checkpoint import RunFolder
-from pwm_core.config import load_config
+from pwm_core.config_file import load_config
 from pwm_core.envs import VectorEnv, env_seeds
 from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run

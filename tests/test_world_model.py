@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, kl_divergence
 
 from pwm_core.actor_critic import ActorCritic
-from pwm_core.config import Config, load_config
+from pwm_core.config import Config
+from pwm_core.config_file import load_config
 from pwm_core.distributions import CategoricalPolicy, GaussianPolicy, sample_index
 from pwm_core.linear_attention import (
     ImaginedMemory,
