@@ -67,9 +67,10 @@ ATARI = ["atari", "-config_path", "config_files/atari_tiny.yaml"]
     ("flags", "tasks", "frame_skip"),
     [
         ([*PROPRIO, "-jobs", "2"], {"reacher_easy": "-proprio", "cup_catch": "-proprio"}, 2),
-        pytest.param(ATARI, {"Pong": ""}, 4, marks=pytest.mark.slow),
+        (ATARI, {"Pong": ""}, 4),
     ],
 )
+@pytest.mark.slow
 def test_a_campaign_that_is_stopped_goes_on_and_collects(
     tmp_path: Path, flags: list[str], tasks: dict[str, str], frame_skip: int
 ) -> None:
@@ -119,6 +120,7 @@ def test_bad_input_is_one_line(tmp_path: Path, flags: list[str], message: str) -
     assert text.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     root = copy_of_the_code(tmp_path)
     tiny = ["-config_path", "config_files/dmc_tiny.yaml", "-obs_type", "proprio"]
