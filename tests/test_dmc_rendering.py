@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pwm_core.config_file import load_config
-from pwm_core.envs import env_seeds
+from pwm_core.envs import env_seeds, episode_seed
 from pwm_core.errors import UserError
 from pwm_dmc.envs import DMCEnv, make_env
 from pwm_dmc.rendering import try_renderer
@@ -50,14 +50,15 @@ REFERENCE_FRAMES = """
 import sys
 import numpy as np
 from dm_control import suite
-seed, folder, *tasks = sys.argv[1:]
+first, second, folder, *tasks = sys.argv[1:]
 for name, domain, task, camera, frame_skip in (task.split(":") for task in tasks):
-    env = suite.load(domain, task, task_kwargs={"random": int(seed)})
+    env = suite.load(domain, task, task_kwargs={"random": int(first)})
     env.reset()
     frames = [env.physics.render(64, 64, camera_id=int(camera))]
     for action in np.load(f"{folder}/{name}_actions.npy"):
         for _ in range(int(frame_skip)):
             if env.step(action).last():
+                env.task.random.seed(int(second))
                 env.reset()
                 break
         frames.append(env.physics.render(64, 64, camera_id=int(camera)))
@@ -90,7 +91,9 @@ def test_frames_equal_dm_controls_own(
             assert step.is_first[0] == (t * frame_skip == 1000)
             frames.append(step.obs[0])
         np.save(tmp_path / f"{name}_actions.npy", np.concatenate(actions))
-    arguments = [str(env_seeds(0, 1)[0]), str(tmp_path), *map(":".join, tasks.items())]
+    first = int(env_seeds(0, 1)[0])
+    seeds = [str(first), str(episode_seed(first, 1))]
+    arguments = [*seeds, str(tmp_path), *map(":".join, tasks.items())]
     subprocess.run([sys.executable, "-c", REFERENCE_FRAMES, *arguments], check=True, timeout=120)
     for name, frames in drawn.items():
         expected = np.load(tmp_path / f"{name}_frames.npy")
