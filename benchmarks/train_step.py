@@ -34,10 +34,11 @@ from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.distributions import CategoricalPolicy, GaussianPolicy, Policy
 from pwm_core.networks import Codec, ImageCodec, VectorCodec
+from pwm_core.recorded import EAGER_CALLS
 from pwm_core.replay_buffer import Field, ReplayBuffer, TransitionSpec
 from pwm_core.runtime import find_device
 from pwm_core.scan import BACKENDS, AttentionOutput, States, linear_recurrence
-from pwm_core.training_step import EAGER_CALLS, TrainingStep
+from pwm_core.training_step import TrainingStep
 from pwm_core.world_model import WorldModel
 
 CASES = {

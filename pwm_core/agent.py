@@ -8,47 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pwm_core.acting import ActingState, RecordedActing
 from pwm_core.actor_critic import ActorCritic
 from pwm_core.config import Config
 from pwm_core.distributions import sample_index
 from pwm_core.imagination import Trajectory, imagine
-from pwm_core.linear_attention import RecurrentState
-from pwm_core.runtime import has_bfloat16
+from pwm_core.runtime import has_bfloat16, to_device
 from pwm_core.updates import Updater
 from pwm_core.world_model import Batch, Metrics, WorldModel
-
-
-class ActingState:
-    """What the agent carries from one real step to the next, for N environments.
-
-    Attributes:
-        deter: (N, D) ``deter_{t-1}``.
-        recurrent: the sequence model's state after step t-1.
-    """
-
-    def __init__(self, deter: Tensor, recurrent: RecurrentState) -> None:
-        self.deter = deter
-        self.recurrent = recurrent
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its tensors."""
-        memories = [memory.memory for memory in self.recurrent.memories]
-        return {"deter": self.deter, "previous": self.recurrent.previous, "memories": memories}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        device = self.deter.device
-        self.deter = state["deter"].to(device)
-        self.recurrent.previous = [tensor.to(device) for tensor in state["previous"]]
-        for memory, tensor in zip(self.recurrent.memories, state["memories"], strict=True):
-            memory.memory = tensor.to(device)
 
 
 class Agent:
     """World model and actor-critic with their optimisers, on one device.
 
     Attributes:
-        captures: whether the updates are to be replayed as a CUDA graph.
+        captures: whether updates and acting are to be replayed as CUDA graphs.
     """
 
     def __init__(
@@ -145,7 +119,6 @@ class Agent:
         deter = torch.zeros(num_envs, self.world_model.width, device=self.device)
         return ActingState(deter, self.world_model.sequence.initial_state(num_envs, self.device))
 
-    @torch.no_grad()
     def act(
         self, obs: np.ndarray, is_first: np.ndarray, state: ActingState, *, greedy: bool = False
     ) -> np.ndarray:
@@ -159,17 +132,27 @@ class Agent:
         Returns:
             (N,) int64 or (N, A) float32 within the action bounds.
         """
-        model = self.world_model.eval()
-        first = torch.as_tensor(is_first, device=self.device)
+        self.world_model.eval()
+        if not self.captures:
+            inputs = to_device(obs, self.device), to_device(is_first, self.device)
+            return self._act(*inputs, state, greedy).cpu().numpy()
+        if greedy not in state.recorded:
+            state.recorded[greedy] = RecordedActing(
+                lambda *inputs: self._act(*inputs, state, greedy), obs, is_first, self.device
+            )
+        return state.recorded[greedy](obs, is_first)
+
+    @torch.no_grad()
+    def _act(self, obs: Tensor, is_first: Tensor, state: ActingState, greedy: bool) -> Tensor:
+        """:meth:`act` on the device."""
+        model = self.world_model
         with self.autocast():
-            prepared = model.codec.prepare(torch.as_tensor(obs, device=self.device))
-            latent = sample_index(model.encode(prepared))
-            state.recurrent.reset(first)
-            deter = state.deter.masked_fill(first.unsqueeze(-1), 0.0)
+            latent = sample_index(model.encode(model.codec.prepare(obs)))
+            deter, recurrent = state.begin(is_first)
             action = self.actor_critic.act(deter, latent, greedy=greedy)
-            encoded = model.policy.encode(action)
-            state.deter = model.sequence.step(latent, encoded, state.recurrent).float()
-        return action.cpu().numpy()
+            deter = model.sequence.step(latent, model.policy.encode(action), recurrent)
+        state.move(deter.float(), recurrent)
+        return action
 
     # ------------------------------------------------------------------------------------ saving
 

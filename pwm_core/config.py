@@ -65,6 +65,8 @@ class BasicSettings(_Section):
     """Pixels, or the vector of positions and velocities where a domain has one."""
     UseAmp: bool
     """bfloat16 autocast in the networks; scans, losses and normalisers stay float32."""
+    TF32: bool
+    """On CUDA, float32 products and convolutions round their factors to TF32; sums stay float32."""
     Compile: Annotated[
         Literal["auto", "off", "compile", "graph", "compile+graph"], BeforeValidator(_off)
     ]

@@ -20,7 +20,14 @@ from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
 from pwm_core.evaluation import ScoreFile, Settings, play, standard_error
 from pwm_core.recording import SIZE, Episode, film
-from pwm_core.runtime import find_device, git_commit, seed_everything, use_threads, versions
+from pwm_core.runtime import (
+    find_device,
+    git_commit,
+    seed_everything,
+    use_tensor_float,
+    use_threads,
+    versions,
+)
 from pwm_core.tracking import Wandb
 
 EVALUATION_SEEDS = 2**32
@@ -106,6 +113,7 @@ def evaluate_run(domain: Domain, argv: list[str] | None = None) -> None:
     steps = folder.select(arguments.checkpoint)
     device = find_device(arguments.device)
     use_threads(config.BasicSettings.Threads)
+    use_tensor_float(config.BasicSettings.TF32)
 
     episodes = arguments.episodes or config.JointTrainAgent.EvalEpisodes
     settings = Settings(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pwm_core.errors import UserError
+from pwm_core.runtime import to_device
 from pwm_core.world_model import Batch
 
 HEADROOM = 0.2
@@ -213,13 +214,13 @@ class ReplayBuffer:
         """
         values = (obs, action, reward, done, is_first)
         for stored, value in zip(self._data.values(), values, strict=True):
-            stored[:, self.head] = torch.as_tensor(value).to(stored.device, stored.dtype)
+            stored[:, self.head] = to_device(value, stored.device)
         self.total += 1
         self._move_window()
 
     def _move_window(self) -> None:
         oldest = (self.total - self.size) % self.length
-        self._window.copy_(torch.tensor([oldest, self.size]))
+        self._window.copy_(to_device(torch.tensor([oldest, self.size]), self.place))
 
     def read(self, first: int, last: int) -> dict[str, Tensor]:
         """The steps [first, last) of every environment, counted from the run's first: each field
@@ -275,4 +276,4 @@ class ReplayBuffer:
         """``batch_size`` sequences of ``length`` steps on the training device."""
         env, steps = self.sample_indices(batch_size, length)
         picked = (stored[env.unsqueeze(1), steps] for stored in self._data.values())
-        return Batch(*(value.to(self.device, non_blocking=True) for value in picked))
+        return Batch(*(to_device(value, self.device) for value in picked))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pwm_core.config import REPOSITORY
 from pwm_core.errors import UserError
@@ -91,6 +92,22 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def to_device(value: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """``value`` on ``device``. To CUDA it goes through pinned memory, behind the work already
+    queued there: the host does not wait, and may overwrite ``value`` at once."""
+    tensor = torch.as_tensor(value)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def use_tensor_float(enabled: bool) -> None:
+    """On CUDA, whether float32 products and convolutions round their factors to TF32 (10 bits of
+    mantissa; sums stay float32)."""
+    torch.backends.cuda.matmul.allow_tf32 = enabled
+    torch.backends.cudnn.allow_tf32 = enabled
 
 
 def use_threads(count: int) -> None:

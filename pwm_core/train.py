@@ -22,6 +22,7 @@ from pwm_core.runtime import (
     make_deterministic,
     memory_advice,
     seed_everything,
+    use_tensor_float,
     use_threads,
     versions,
 )
@@ -82,6 +83,7 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
     if arguments.deterministic:
         make_deterministic()
     use_threads(config.BasicSettings.Threads)
+    use_tensor_float(config.BasicSettings.TF32)
     about = {
         "task": task,
         "domain": domain.name,

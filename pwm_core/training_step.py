@@ -2,22 +2,15 @@
 
 A full-size step launches thousands of small kernels; launched one by one from Python they take many
 times longer than they compute. A CUDA graph records them once, sampling from the replay and the
-optimisers included, and launches them all with one call. Random numbers are drawn anew in every
-replay, since torch advances its generator with it.
+optimisers included, and launches them all with one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-
 from pwm_core.agent import Agent
+from pwm_core.recorded import Recorded
 from pwm_core.replay_buffer import ReplayBuffer
 from pwm_core.world_model import Batch, Metrics
-
-EAGER_CALLS = 3
-"""Updates made eagerly before one is recorded, so that every buffer and library handle exists."""
 
 
 class TrainingStep:
@@ -33,7 +26,7 @@ class TrainingStep:
         self._agent, self._replay = agent, replay
         self._settings = agent.config.JointTrainAgent
         self._captures = agent.captures
-        self._recorded: dict[tuple[bool, bool], Recorded] = {}
+        self._recorded: dict[tuple[bool, bool], Recorded[Metrics]] = {}
         self._batch: Batch | None = None
 
     def __call__(self, *, model: bool, actor: bool) -> Metrics:
@@ -66,34 +59,3 @@ class TrainingStep:
         if actor:
             metrics |= self._agent.train_actor_critic(self._agent.imagine(batch))
         return metrics
-
-
-class Recorded:
-    """A function without arguments whose CUDA work is recorded once and then replayed.
-
-    Its first :data:`EAGER_CALLS` calls run as they are. What it returns is overwritten by the next
-    call, so use it before.
-    """
-
-    def __init__(self, function: Callable[[], Metrics]) -> None:
-        self._function = function
-        self._stream = torch.cuda.Stream()
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._calls = 0
-        self._output: Metrics = {}
-
-    def __call__(self) -> Metrics:
-        """Run, record or replay."""
-        self._calls += 1
-        if self._calls <= EAGER_CALLS:
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                output = self._function()
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return output
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=self._stream):
-                self._output = self._function()
-        self._graph.replay()
-        return self._output

@@ -13,8 +13,9 @@ from torch import Tensor
 from pwm_core import replay_buffer
 from pwm_core.agent import Agent
 from pwm_core.imagination import imagine
+from pwm_core.recorded import EAGER_CALLS
 from pwm_core.replay_buffer import Field, ReplayBuffer, TransitionSpec
-from pwm_core.training_step import EAGER_CALLS, TrainingStep
+from pwm_core.training_step import TrainingStep
 from tests.helpers import (
     ACTIONS,
     Data,
