@@ -46,7 +46,9 @@ def game_name(task: str) -> str:
         if name.startswith("ALE/") and name.endswith("-v5")
     }
     if task not in games:
-        hint = closest(task, list(games)) or "; write it as ALE/Pong-v5"
+        hint = (
+            closest(task, list(games)) or "; write it as ALE/Pong-v5 (control tasks are pwm_dmc's)"
+        )
         raise UserError(f"unknown game {task!r}{hint}")
     return games[task]
 

@@ -128,6 +128,15 @@ def _section_keys(location: tuple[str, ...]) -> list[str]:
     return list(section.model_fields)
 
 
+def _places(name: str, section: type[BaseModel] = Config) -> list[str]:
+    """The dotted keys that end in ``name``, wherever they stand."""
+    found = [name] if name in section.model_fields else []
+    for key, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += [f"{key}.{place}" for place in _places(name, field.annotation)]
+    return found
+
+
 def _explain(error: pydantic.ValidationError, source: str) -> str:
     """The first error as one line: file, key, what is wrong, what would be valid."""
     first = error.errors()[0]
@@ -135,7 +144,9 @@ def _explain(error: pydantic.ValidationError, source: str) -> str:
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
         valid = _section_keys(location[:-1])
-        hint = closest(location[-1], valid) or f"; valid keys: {', '.join(valid)}"
+        elsewhere = _places(location[-1])
+        hint = f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+        hint = hint or closest(location[-1], valid) or f"; valid keys: {', '.join(valid)}"
         return f"{source}: unknown key {key}{hint}"
     if first["type"] == "missing":
         return f"{source}: {key} is missing"

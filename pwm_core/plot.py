@@ -67,7 +67,8 @@ def plot(runs: list[Path], output: Path) -> None:
             style = "o-" if key.startswith("Rollout") else "-"
             axis.plot(*zip(*points, strict=True), style, ms=3, label=run.name) if points else None
             axis.set(title=title, xlabel="agent steps")
-    axes[0].legend(fontsize=7)
+    if axes[0].lines:
+        axes[0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(output, dpi=120)
     pyplot.close(figure)

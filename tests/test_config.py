@@ -318,6 +318,8 @@ UNKNOWN = {  # key -> the nearest valid one, or one of the section's where nothi
     "Models.WorldModel.LearningRate": "LR",
     "Models.Agent.EntropyCoeff": "EntropyCoef",
     "Models.Agent.xyz": "EntropyCoef",
+    "Gamma": "did you mean Models.Gamma?",
+    "Models.LR": "did you mean Models.WorldModel.LR or Models.Agent.LR?",
 }
 WRONG_TYPE = [
     ("BasicSettings.Seed", "one"),
