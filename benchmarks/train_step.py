@@ -70,11 +70,11 @@ def _parts(case: str, config: Config) -> tuple[Codec, Policy, TransitionSpec]:
     return VectorCodec(config.Models, OBSERVATIONS), policy, TransitionSpec(vector, action)
 
 
-def _filled_replay(spec: TransitionSpec, config: Config, device: torch.device) -> ReplayBuffer:
+def _filled_replay(spec: TransitionSpec, stored: int, device: torch.device) -> ReplayBuffer:
     """Noise with an episode boundary every 200 steps: timings do not depend on the content."""
-    replay = ReplayBuffer(spec, 1, STORED, device)
+    replay = ReplayBuffer(spec, 1, stored, device)
     generator = torch.Generator().manual_seed(0)
-    for step in range(STORED):
+    for step in range(stored):
         obs = torch.rand((1, *spec.obs.shape), generator=generator)
         obs = (obs * 255).to(torch.uint8) if spec.obs.dtype == torch.uint8 else obs
         action = torch.rand((1, *spec.action.shape), generator=generator)
@@ -82,6 +82,18 @@ def _filled_replay(spec: TransitionSpec, config: Config, device: torch.device) -
         first = torch.tensor([step % 200 == 0])
         replay.add(obs.numpy(), action.numpy(), action.new_zeros(1).numpy(), first, first)
     return replay
+
+
+def full_size(
+    case: str, overrides: list[str], device: torch.device, *, stored: int = STORED
+) -> tuple[Agent, ReplayBuffer]:
+    """The agent of a case's full config, and a replay with ``stored`` steps of noise."""
+    config = load_config(CASES[case], overrides=overrides)
+    torch.manual_seed(0)
+    codec, policy, spec = _parts(case, config)
+    world_model = WorldModel(config.Models, codec, policy)
+    agent = Agent(config, world_model, ActorCritic(config.Models, policy), device)
+    return agent, _filled_replay(spec, stored, device)
 
 
 def _use_full_operands() -> None:
@@ -127,13 +139,8 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
     ]
     if scan == FULL:
         _use_full_operands()
-    config = load_config(CASES[case], overrides=overrides)
-    torch.manual_seed(0)
-    codec, policy, spec = _parts(case, config)
-    world_model = WorldModel(config.Models, codec, policy)
-    agent = Agent(config, world_model, ActorCritic(config.Models, policy), target)
-    replay = _filled_replay(spec, config, target)
-    settings = config.JointTrainAgent
+    agent, replay = full_size(case, overrides, target)
+    settings = agent.config.JointTrainAgent
     batch = replay.sample(settings.BatchSize, settings.BatchLength)
     trajectory = agent.imagine(batch)
     parts = {

@@ -1,0 +1,95 @@
+"""How the time and memory of a batch of fixed size depend on the length of its sequences::
+
+    python -m benchmarks.length --save cpu
+    python -m benchmarks.length --case atari --tokens 1024
+
+The same tokens (B x T) as many short sequences or few long ones: the chunked scan alone, forward
+and backward at the key and value width of Atari, and one whole world-model update at full size.
+Each line is measured in a process of its own; ``extra`` is what the process took beyond its models
+and inputs at the peak (on CUDA: what torch took).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+from benchmarks import measure
+from benchmarks.scan import measure_backend
+from benchmarks.train_step import CASES, full_size
+from pwm_core.runtime import find_device
+
+LENGTHS = (64, 256, 1024, 4096)
+
+
+def measure_update(
+    case: str, precision: str, length: int, tokens: int, target: torch.device, repeats: int
+) -> dict[str, Any]:
+    """One world-model update on ``tokens`` / ``length`` sequences."""
+    batch_size = max(1, tokens // length)
+    overrides = [
+        f"JointTrainAgent={{BatchSize: {batch_size}, BatchLength: {length}}}",
+        f"JointTrainAgent={{ImagineBatchSize: 1, BufferWarmUp: {length}}}",
+        f"BasicSettings.UseAmp={'true' if precision == 'bf16' else 'false'}",
+    ]
+    agent, replay = full_size(case, overrides, target, stored=length + 64)
+    agent.train_world_model(replay.sample(1, 64))  # optimiser's state, before memory is looked at
+    batch = replay.sample(batch_size, length)
+    before = measure.peak_gigabytes(target)
+    seconds = measure.seconds(lambda: agent.train_world_model(batch), target, repeats)
+    extra = 1e3 * (measure.peak_gigabytes(target) - before)
+    what = f"world model, {case}, {precision}"
+    return {"what": what, "T": length, "B": batch_size, "time (ms)": 1e3 * seconds,
+            "extra (MB)": extra}  # fmt: skip
+
+
+def measure_scan(length: int, tokens: int, target: torch.device, repeats: int) -> dict[str, Any]:
+    """The chunked scan, forward and backward."""
+    row = measure_backend("chunked", length, tokens, target, repeats)
+    return {"what": "scan", "T": length, "B": row["B"], "time (ms)": row["both (ms)"],
+            "extra (MB)": row["extra (MB)"]}  # fmt: skip
+
+
+def main() -> None:
+    """Print the table; with ``--save NAME`` write the JSON too."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--case", choices=CASES, default="dmc-proprio")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
+    parser.add_argument("--tokens", type=int, default=4096, help="B x T")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--save", metavar="NAME", help="benchmarks/results/length_NAME.json")
+    parser.add_argument("--one", choices=["scan", "update"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    device = find_device(arguments.device)
+    if arguments.one:
+        sizes = (arguments.lengths[0], arguments.tokens, device, arguments.repeats)
+        if arguments.one == "scan":
+            row = measure_scan(*sizes)
+        else:
+            row = measure_update(arguments.case, arguments.precision, *sizes)
+        print(json.dumps(row))
+        return
+    rows = []
+    for one in ("scan", "update"):
+        for length in arguments.lengths:
+            command = [sys.executable, "-m", "benchmarks.length", "--one", one]
+            command += ["--case", arguments.case, "--precision", arguments.precision]
+            command += ["--lengths", str(length), "--tokens", str(arguments.tokens)]
+            command += ["--device", arguments.device, "--repeats", str(arguments.repeats)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"measured {one}, T = {length}", file=sys.stderr)
+    print(measure.table(rows))
+    if arguments.save:
+        print(f"\nsaved {measure.save(f'length_{arguments.save}', rows, device)}")
+
+
+if __name__ == "__main__":
+    main()
