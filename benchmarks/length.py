@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from typing import Any
 
 import torch
@@ -79,13 +77,10 @@ def main() -> None:
     rows = []
     for one in ("scan", "update"):
         for length in arguments.lengths:
-            command = [sys.executable, "-m", "benchmarks.length", "--one", one]
-            command += ["--case", arguments.case, "--precision", arguments.precision]
-            command += ["--lengths", str(length), "--tokens", str(arguments.tokens)]
-            command += ["--device", arguments.device, "--repeats", str(arguments.repeats)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"measured {one}, T = {length}", file=sys.stderr)
+            sizes = ["--lengths", str(length), "--tokens", str(arguments.tokens)]
+            sizes += ["--device", arguments.device, "--repeats", str(arguments.repeats)]
+            case = ["--case", arguments.case, "--precision", arguments.precision]
+            rows.append(measure.in_own_process("length", "--one", one, *case, *sizes))
     print(measure.table(rows))
     if arguments.save:
         print(f"\nsaved {measure.save(f'length_{arguments.save}', rows, device)}")

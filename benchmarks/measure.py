@@ -7,6 +7,8 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,16 @@ def peak_gigabytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
+    """The row that ``python -m benchmarks.<module> arguments`` prints last, as JSON: measured in a
+    process of its own, so that its peak memory is its own."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    row = json.loads(done.stdout.splitlines()[-1])
+    print("measured", module, *arguments, file=sys.stderr)
+    return row
 
 
 def machine(device: torch.device) -> dict[str, Any]:

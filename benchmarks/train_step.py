@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -192,12 +190,9 @@ def main() -> None:
         if arguments.compile == "all"
         else [arguments.compile],
     ):
-        command = [sys.executable, "-m", "benchmarks.train_step", "--one", "--case", case]
-        command += ["--precision", precision, "--scan", scan, "--compile", compiled]
-        command += ["--device", arguments.device, "--repeats", str(arguments.repeats)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"measured {case} {precision} {scan} {compiled}", file=sys.stderr)
+        given = ["--case", case, "--precision", precision, "--scan", scan, "--compile", compiled]
+        given += ["--device", arguments.device, "--repeats", str(arguments.repeats)]
+        rows.append(measure.in_own_process("train_step", "--one", *given))
     print(measure.table(rows))
     if arguments.save:
         print(f"\nsaved {measure.save(f'train_step_{arguments.save}', rows, device)}")
