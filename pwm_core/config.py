@@ -157,10 +157,10 @@ class WorldModelConfig(_Section):
     LatentGain: Positive
     """What the scale of the BatchNorm on the latents' logits starts from. 1 (the paper's): latents
     begin noisy, and at ~1e-3 an update the scale needs thousands of updates to sharpen them."""
-    Scan: Literal["sequential", "odd_even", "kogge_stone", "chunked"]
-    """Scan backend of the sequence model; all compute the same numbers."""
+    Scan: Literal["sequential", "odd_even", "kogge_stone", "chunked", "triton"]
+    """Scan backend of the sequence model; all compute the same numbers. ``triton`` needs CUDA."""
     ScanChunk: Count
-    """Chunk length of the ``chunked`` backend."""
+    """Chunk length of the ``chunked`` backend, and of the states imagined from with ``triton``."""
     DynScale: NonNegative
     """Weight of KL(sg[posterior] || prior)."""
     RepScale: NonNegative

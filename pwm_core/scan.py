@@ -17,11 +17,15 @@ backend         how                                         depth              e
 ``kogge_stone`` Hillis-Steele doubling                      log2 T             2 T log T states
 ``chunked``     matrix products inside chunks, one state    T / chunk          T / chunk states
                 per chunk boundary
+``triton``      one kernel with the state on chip, step     T, on chip         2 sqrt T states
+                after step; attention on CUDA only
 =============== =========================================== ================== ===============
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,7 +33,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BACKENDS = ("sequential", "odd_even", "kogge_stone", "chunked")
+from pwm_core.errors import UserError
+
+BACKENDS = ("sequential", "odd_even", "kogge_stone", "chunked", "triton")
+"""Of :func:`linear_attention`."""
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def available_backends(device: torch.device) -> tuple[str, ...]:
+    """Those of :data:`BACKENDS` that run on ``device``.
+
+    ``triton`` needs CUDA, or ``TRITON_INTERPRET=1`` for Triton's (slow) interpreter."""
+    runs = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return BACKENDS if HAS_TRITON and runs else BACKENDS[:-1]
+
+
+def check_backend(backend: str, device: torch.device) -> None:
+    """Refuse a backend that does not run on ``device``.
+
+    Raises:
+        ValueError: unknown backend.
+        UserError: it needs another device, or a package that is missing.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"scan backend {backend!r} is none of {', '.join(BACKENDS)}")
+    if backend not in available_backends(device):
+        reason = f"a CUDA device, not {device.type}" if HAS_TRITON else "the package triton"
+        raise UserError(
+            f"Models.WorldModel.Scan: {backend} needs {reason}; use "
+            "-set Models.WorldModel.Scan=chunked, which computes the same numbers everywhere"
+        )
 
 
 class AttentionOutput(NamedTuple):
@@ -193,20 +226,25 @@ def linear_attention(
         initial_state: (B, K, V) ``S_0``; zeros when None.
         backend: one of :data:`BACKENDS`.
         chunk: chunk length of ``chunked``; the others ignore it.
-        return_states: also return every ``S_t``.
+        return_states: also return every ``S_t``; ``triton``, which writes none, leaves that to
+            ``chunked``.
 
     Raises:
         ValueError: unknown backend.
+        UserError: the backend does not run on this device.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"scan backend {backend!r} is none of {', '.join(BACKENDS)}")
-    if backend == "chunked":
+    check_backend(backend, q.device)
+    if backend == "chunked" or (backend == "triton" and return_states):
         return _chunked_attention(
             q, k, v, log_decay, reset, initial_state, min(chunk, q.shape[1]), return_states
         )
     decay = log_decay.exp()
     if reset is not None:
         decay = decay.masked_fill(reset.bool().unsqueeze(-1), 0.0)
+    if backend == "triton":
+        from pwm_core.scan_triton import fused_recurrence
+
+        return AttentionOutput(*fused_recurrence(q, k, v, decay, initial_state), None)
     update = k.unsqueeze(-1) * v.unsqueeze(-2)  # (B, T, K, V)
     states = linear_recurrence(decay.unsqueeze(-1), update, initial_state, backend=backend)
     output = (q.unsqueeze(-2) @ states).squeeze(-2)  # (B, T, V)

@@ -26,6 +26,7 @@ from pwm_core.runtime import (
     use_threads,
     versions,
 )
+from pwm_core.scan import check_backend
 from pwm_core.tracking import JsonLines, Sink, TensorBoard, Tracker, Wandb, parse_loggers
 from pwm_core.trainer import Trainer
 
@@ -80,6 +81,7 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
     )
     domain.check_task(config, task)
     device = find_device(arguments.device)
+    check_backend(config.Models.WorldModel.Scan, device)  # here: to evaluate needs no scan
     if arguments.deterministic:
         make_deterministic()
     use_threads(config.BasicSettings.Threads)

@@ -448,6 +448,10 @@ BAD_TRAIN: dict[str, tuple[list[str], list[str]]] = {
     ),
     "wrong type": (flags("Models.Gamma=high"), ["Models.Gamma = 'high'", "valid number"]),
     "impossible value": (flags("Models.Gamma=1"), ["Models.Gamma = 1", "less than 1"]),
+    "scan that needs a GPU": (
+        flags("Models.WorldModel.Scan=triton"),
+        ["Models.WorldModel.Scan: triton needs", "-set Models.WorldModel.Scan=chunked"],
+    ),
     "impossible together": (
         flags("JointTrainAgent.ImagineContext=65"),
         ["JointTrainAgent.ImagineContext", "at most BatchLength = 64"],

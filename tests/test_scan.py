@@ -1,9 +1,16 @@
-"""Every scan backend against the sequential one, that against a plain loop; the kept states."""
+"""Every scan backend against the sequential one, that against a plain loop; the kept states.
+
+The backend that needs a GPU has a file of its own, test_scan_triton.py; here is its absence.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,17 +18,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from pwm_core import scan
+from pwm_core.config import REPOSITORY
+from pwm_core.errors import UserError
 from pwm_core.linear_attention import ImaginedMemory, RecurrentMemory
 from pwm_core.runtime import keep_freed_memory
-from pwm_core.scan import BACKENDS, States, linear_attention, linear_recurrence
+from pwm_core.scan import (
+    BACKENDS,
+    States,
+    available_backends,
+    check_backend,
+    linear_attention,
+    linear_recurrence,
+)
+from tests.helpers import load_small
 
 B, K, V = 3, 4, 5
 LENGTHS = (1, 2, 7, 16, 63, 64, 100)
 RESETS = ("none", "first", "middle", "last", "all", "per_row")
 DECAYS = ("mixed", "near_0", "near_1", "extreme")
-VARIANTS = [(name, 1) for name in BACKENDS if name != "chunked"]
+VARIANTS = [(name, 1) for name in available_backends(torch.device("cpu")) if name != "chunked"]
 VARIANTS += [("chunked", chunk) for chunk in (1, 3, 16, 64, 1000)]
-SERIAL = [name for name in BACKENDS if name != "chunked"]
+SERIAL = ("sequential", "odd_even", "kogge_stone")
 
 # Largest error beside float64 `sequential`, relative to the largest number of the tensor (or 1).
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -36,9 +54,9 @@ class Inputs(NamedTuple):
     initial_state: Tensor
 
 
-def make_log_decay(kind: str, length: int) -> Tensor:
+def make_log_decay(kind: str, length: int, keys: int = K) -> Tensor:
     """(B, T, K) float64 ``log g``, at most 0."""
-    shape = (B, length, K)
+    shape = (B, length, keys)
     match kind:
         case "mixed":
             return torch.nn.functional.logsigmoid(2 * torch.randn(shape).double())
@@ -52,11 +70,11 @@ def make_log_decay(kind: str, length: int) -> Tensor:
     raise ValueError(kind)
 
 
-def make_inputs(length: int, decay: str = "mixed") -> Inputs:
+def make_inputs(length: int, decay: str = "mixed", keys: int = K, columns: int = V) -> Inputs:
     """float64 inputs that float32 holds exactly, so that both types compute the same thing."""
     torch.manual_seed(length)
-    q, k, v = (torch.randn(B, length, width) for width in (K, K, V))
-    values = (q, k, v, make_log_decay(decay, length), torch.randn(B, K, V))
+    q, k, v = (torch.randn(B, length, width) for width in (keys, keys, columns))
+    values = (q, k, v, make_log_decay(decay, length, keys), torch.randn(B, keys, columns))
     return Inputs(*(x.float().double() for x in values))
 
 
@@ -324,3 +342,73 @@ def test_time_does_not_grow_with_the_length_at_a_fixed_number_of_tokens() -> Non
     keep_freed_memory()  # as a training process does; page faults would hide the difference
     seconds(64)
     assert seconds(4096) < 2.5 * seconds(64)
+
+
+# ------------------------------------------------------------------------- the backend for a GPU
+
+
+@pytest.mark.skipif(not scan.HAS_TRITON, reason="triton is not installed")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_scan_triton.py runs it compiled")
+def test_triton_interpreted() -> None:
+    """The kernels without a GPU; nothing of the interpreter stays in this process."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "tests/test_scan_triton.py"],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from pwm_core import scan_triton
+
+sizes = {"width": 128, "columns": 128, "key_block": 128, "value_block": 16}
+for kernel in (scan_triton._forward_kernel, scan_triton._backward_kernel):
+    types = {name: "*fp32" for name in kernel.arg_names} | {"length": "i32", "stride": "i32"}
+    types |= dict.fromkeys(sizes, "constexpr")
+    constants = {(kernel.arg_names.index(name),): size for name, size in sizes.items()}
+    source = triton.compiler.ASTSource(kernel, types, constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    assert compiled.asm["cubin"]
+"""
+
+
+@pytest.mark.skipif(not scan.HAS_TRITON, reason="triton is not installed")
+def test_triton_compiles_without_a_gpu(tmp_path: Path) -> None:
+    """The interpreter takes Python that the compiler refuses."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILE]
+    subprocess.run(command, env=environment, cwd=REPOSITORY, check=True, timeout=300)
+
+
+def test_the_config_takes_every_backend() -> None:
+    for name in BACKENDS:
+        assert load_small(f"Models.WorldModel.Scan={name}").Models.WorldModel.Scan == name
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "says"),
+    [(True, "cpu", "needs a CUDA device, not cpu"), (False, "cuda", "needs the package triton")],
+)
+def test_triton_is_refused_where_it_cannot_run(
+    installed: bool, device: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(scan, "HAS_TRITON", installed)
+    assert "triton" not in available_backends(torch.device(device))
+    with pytest.raises(UserError, match=f"Models.WorldModel.Scan: triton {says}.*Scan=chunked"):
+        check_backend("triton", torch.device(device))
+    if device == "cpu":
+        with pytest.raises(UserError, match=says):
+            linear_attention(*make_inputs(2)[:4], backend="triton", return_states=True)
+
+
+def test_no_other_backend_imports_triton() -> None:
+    code = "import sys, pwm_core.train; sys.exit('triton' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=120)
