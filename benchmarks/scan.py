@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from benchmarks import measure
 from pwm_core.linear_attention import RecurrentMemory
 from pwm_core.runtime import find_device
-from pwm_core.scan import BACKENDS, linear_attention, linear_recurrence
+from pwm_core.scan import available_backends, linear_attention, linear_recurrence
 
 WIDTH = 128
 FULL = "odd_even full"
@@ -66,7 +66,7 @@ def _attention(backend: str) -> Callable[..., Tensor]:
 def backends(device: torch.device) -> list[str]:
     """What can be timed on ``device``."""
     fla = device.type == "cuda" and importlib.util.find_spec("fla") is not None
-    return [*BACKENDS, FULL] + [FLA] * fla
+    return [*available_backends(device), FULL] + [FLA] * fla
 
 
 def measure_backend(

@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_step                     # Atari, float32, the machine's best device
     python -m benchmarks.train_step --case all --precision both --compile all --save cpu
-    python -m benchmarks.train_step --scan all          # every scan backend
+    python -m benchmarks.train_step --scan all          # every scan backend that runs here
 
 ``odd_even_full`` is the odd-even scan with decays written out to the states' full size, as a
 generic scan library applies it: the baseline. ``computing`` is the share of the time that the cores
@@ -35,7 +35,7 @@ from pwm_core.networks import Codec, ImageCodec, VectorCodec
 from pwm_core.recorded import EAGER_CALLS
 from pwm_core.replay_buffer import Field, ReplayBuffer, TransitionSpec
 from pwm_core.runtime import find_device
-from pwm_core.scan import BACKENDS, AttentionOutput, States, linear_recurrence
+from pwm_core.scan import BACKENDS, AttentionOutput, States, available_backends, linear_recurrence
 from pwm_core.training_step import TrainingStep
 from pwm_core.world_model import WorldModel
 
@@ -185,7 +185,7 @@ def main() -> None:
     for case, precision, scan, compiled in itertools.product(
         CASES if arguments.case == "all" else [arguments.case],
         PRECISIONS if arguments.precision == "both" else [arguments.precision],
-        [*BACKENDS, FULL] if arguments.scan == "all" else [arguments.scan],
+        [*available_backends(device), FULL] if arguments.scan == "all" else [arguments.scan],
         (COMPILES if device.type == "cuda" else COMPILES[:2])
         if arguments.compile == "all"
         else [arguments.compile],
