@@ -20,8 +20,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,12 +200,9 @@ def _measure_backends(arguments: argparse.Namespace, device: torch.device) -> li
     rows = []
     for length in arguments.lengths:
         for backend in backends(device):
-            command = [sys.executable, "-m", "benchmarks.scan", "--one", backend]
-            command += ["--lengths", str(length), "--tokens", str(arguments.tokens)]
-            command += ["--device", arguments.device, "--repeats", str(arguments.repeats)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"measured {backend}, T = {length}", file=sys.stderr)
+            given = ["--lengths", str(length), "--tokens", str(arguments.tokens)]
+            given += ["--device", arguments.device, "--repeats", str(arguments.repeats)]
+            rows.append(measure.in_own_process("scan", "--one", backend, *given))
     return rows
 
 

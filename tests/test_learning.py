@@ -29,14 +29,12 @@ from pwm_dmc.train import DMC
 from tests.catch import Catch
 
 CATCH = [
-    "JointTrainAgent.SampleMaxSteps=2600",
-    "JointTrainAgent.TrainModelEverySteps=1",
-    "JointTrainAgent.TrainAgentEverySteps=1",
+    "JointTrainAgent={SampleMaxSteps: 4200, BufferMaxLength: 4200, BufferWarmUp: 1024}",
     "JointTrainAgent.LogEverySteps=100",
     "JointTrainAgent.VideoLogStep=100000",
     "Models.Gamma=0.95",
     "Models.GammaPerFrame=false",
-    "Models.WorldModel.LR=1e-3",
+    "Models.WorldModel={LR: 1e-3, LatentGain: 3, Dropout: 0}",
     "Models.Agent.LR=3e-4",
 ]
 
