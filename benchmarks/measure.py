@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from pwm_core.runtime import git_commit, versions
 
@@ -38,6 +39,21 @@ def synchronize(device: torch.device) -> None:
     """Wait for the device's queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def flops(function: Callable[[], Any]) -> float:
+    """Floating-point operations of the products and convolutions in one call, a multiply-add as
+    two; everything else is left out."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return float(counter.get_total_flops())
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large square product: what the device can do at best."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: left @ right, device, 5)
 
 
 def peak_gigabytes(device: torch.device) -> float:

@@ -5,8 +5,9 @@
     python -m benchmarks.train_step --scan all          # every scan backend that runs here
 
 ``odd_even_full`` is the odd-even scan with decays written out to the states' full size, as a
-generic scan library applies it: the baseline. ``computing`` is the share of the time that the cores
-are busy, or that kernels run on CUDA.
+generic scan library applies it: the baseline. ``floor`` is the time that the step's products and
+convolutions (``TFLOP``) would take at the speed of one large product, measured beside it.
+``computing`` is the share of the time that the cores are busy, or that kernels run on CUDA.
 
 Each line is measured in a process of its own, so that its peak memory is its own. The peak counts
 the whole process on the CPU (Python and torch take about 0.4 GB of it) and torch's tensors on CUDA.
@@ -160,8 +161,12 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
     row["steps/s"] = 1 / row["step (s)"]
     row["transitions/s"] = settings.BatchSize * settings.BatchLength / row["step (s)"]
     row["replay share"] = row["replay (s)"] / row["step (s)"]
-    row["computing"] = _share_computing(whole, target)
     row["peak (GB)"] = measure.peak_gigabytes(target)
+    operations = sum(measure.flops(part) for part in parts.values())
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    row["TFLOP"] = operations / 1e12
+    row["floor (s)"] = operations / measure.peak_flops(target, dtype)
+    row["computing"] = _share_computing(whole, target)
     return row
 
 
