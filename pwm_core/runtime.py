@@ -26,6 +26,8 @@ PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "dm_control", "mujoco", "py
 def find_device(name: str) -> torch.device:
     """``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is CUDA when there is a device, else the CPU.
 
+    A CUDA device is made the current one, whose streams recorded graphs take.
+
     Raises:
         UserError: no such device on this machine.
     """
@@ -45,6 +47,8 @@ def find_device(name: str) -> torch.device:
                 f"-device {name}: this machine has {count} CUDA devices that torch can use; "
                 "use -device cpu"
             )
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
     else:
         keep_freed_memory()
     return device
