@@ -38,10 +38,9 @@ LONG_TASKS = {
 
 
 def budget(task: str, obs_type: str) -> int:
-    """Agent steps of the published table: 100k simulator steps from proprioception, 200k from
-    pixels, each twice for :data:`LONG_TASKS`; the action repeat of 2 is counted in."""
-    simulator = {"proprio": 100_000, "visual": 200_000}[obs_type] * (1 + (task in LONG_TASKS))
-    return simulator // 2
+    """Simulator steps of the published table: 100k from proprioception, 200k from pixels, each
+    twice for :data:`LONG_TASKS`."""
+    return {"proprio": 100_000, "visual": 200_000}[obs_type] * (1 + (task in LONG_TASKS))
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,8 @@ def _flags(arguments: argparse.Namespace, task: str) -> list[str]:
     """``Section.Key=value`` overrides of one task: its budget, then the user's own."""
     overrides = []
     if arguments.domain == "dmc" and arguments.config_path is None:
-        steps = budget(task, arguments.obs_type)
+        config = load_config(find_config(FULL["dmc"]), overrides=arguments.set)
+        steps = budget(task, arguments.obs_type) // config.BasicSettings.FrameSkip
         overrides = [
             f"JointTrainAgent.{key}={steps}" for key in ("SampleMaxSteps", "BufferMaxLength")
         ]

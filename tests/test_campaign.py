@@ -66,7 +66,7 @@ ATARI = ["atari", "-config_path", "config_files/atari_tiny.yaml"]
 @pytest.mark.parametrize(
     ("flags", "tasks", "frame_skip"),
     [
-        ([*PROPRIO, "-jobs", "2"], {"reacher_easy": "-proprio", "cup_catch": "-proprio"}, 2),
+        ([*PROPRIO, "-jobs", "2"], {"reacher_easy": "-proprio", "cup_catch": "-proprio"}, 8),
         (ATARI, {"Pong": ""}, 4),
     ],
 )
@@ -134,10 +134,10 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_budgets_are_those_of_the_published_table() -> None:
-    assert budget("cartpole_balance", "proprio") == 50_000
-    assert budget("cheetah_run", "proprio") == 100_000
-    assert budget("cartpole_balance", "visual") == 100_000
-    assert budget("cheetah_run", "visual") == 200_000
+    assert budget("cartpole_balance", "proprio") == 100_000
+    assert budget("cheetah_run", "proprio") == 200_000
+    assert budget("cartpole_balance", "visual") == 200_000
+    assert budget("cheetah_run", "visual") == 400_000
     assert len(LONG_TASKS) == 8
 
 
