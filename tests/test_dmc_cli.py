@@ -16,6 +16,7 @@ from pwm_dmc.rendering import try_renderer
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("pwm_core", "pwm_dmc", "config_files")
 SMALL = [
+    "BasicSettings.FrameSkip=2",  # the suite's: 500 steps an episode
     "JointTrainAgent.SampleMaxSteps=540",
     "JointTrainAgent.BufferMaxLength=540",
     "JointTrainAgent.BufferWarmUp=520",

@@ -347,6 +347,7 @@ def test_time_does_not_grow_with_the_length_at_a_fixed_number_of_tokens() -> Non
 # ------------------------------------------------------------------------- the backend for a GPU
 
 
+@pytest.mark.slow  # the interpreter takes about 20 seconds
 @pytest.mark.skipif(not scan.HAS_TRITON, reason="triton is not installed")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="test_scan_triton.py runs it compiled")
 def test_triton_interpreted() -> None:

@@ -189,7 +189,8 @@ def test_a_worker_that_nobody_holds_leaves() -> None:
 
 
 START_TWO = f"""
-import os
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script starts with &
 from pwm_core.workers import Worker
 workers = [Worker({ACCOUNT!r}, os.environ) for _ in range(2)]
 for worker in workers:
