@@ -117,9 +117,9 @@ def train_balance(seed: int, folder: Path) -> tuple[float, float]:
 @pytest.mark.slow
 def test_balancing_is_learnt_from_proprioception(tmp_path: Path) -> None:
     """Clearly better than random play after 3,000 world-model updates, about three minutes of one
-    idle core: above 430 of 1000 (measured: 504, and 320 at random)."""
+    idle core: above 380 of 1000 (measured: 504, and 269 at random)."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         random, trained = pool.apply(train_balance, (1, tmp_path))
     print(f"cartpole_balance: {random:.0f} at random, {trained:.0f} trained")
-    assert random < 380
-    assert trained > 430
+    assert random < 340
+    assert trained > 380
