@@ -29,8 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import measure
+from pwm_core.config_file import load_config
 from pwm_core.linear_attention import RecurrentMemory
-from pwm_core.runtime import find_device
+from pwm_core.runtime import find_device, use_tensor_float
 from pwm_core.scan import available_backends, linear_attention, linear_recurrence
 
 WIDTH = 128
@@ -218,6 +219,7 @@ def main() -> None:
     parser.add_argument("--one", metavar="BACKEND", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = find_device(arguments.device)
+    use_tensor_float(load_config("config_files/atari.yaml").BasicSettings.TF32)
     if arguments.one:
         row = measure_backend(
             arguments.one, arguments.lengths[0], arguments.tokens, device, arguments.repeats

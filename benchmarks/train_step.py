@@ -35,7 +35,7 @@ from pwm_core.distributions import CategoricalPolicy, GaussianPolicy, Policy
 from pwm_core.networks import Codec, ImageCodec, VectorCodec
 from pwm_core.recorded import EAGER_CALLS
 from pwm_core.replay_buffer import Field, ReplayBuffer, TransitionSpec
-from pwm_core.runtime import find_device
+from pwm_core.runtime import find_device, use_tensor_float
 from pwm_core.scan import BACKENDS, AttentionOutput, States, available_backends, linear_recurrence
 from pwm_core.training_step import TrainingStep
 from pwm_core.world_model import WorldModel
@@ -61,7 +61,8 @@ def _parts(case: str, config: Config) -> tuple[Codec, Policy, TransitionSpec]:
         spec = TransitionSpec(pixels, Field((), torch.int64))
         return ImageCodec(config.Models, shape), CategoricalPolicy(ACTIONS), spec
     agent = config.Models.Agent
-    policy = GaussianPolicy(ACTIONS, agent.MinStd, agent.MaxStd)
+    bound = torch.ones(ACTIONS)
+    policy = GaussianPolicy(ACTIONS, agent.MinStd, agent.MaxStd, -bound, bound)
     action = Field((ACTIONS,), torch.float32)
     if case == "dmc-visual":
         return ImageCodec(config.Models, shape), policy, TransitionSpec(pixels, action)
@@ -86,8 +87,10 @@ def _filled_replay(spec: TransitionSpec, stored: int, device: torch.device) -> R
 def full_size(
     case: str, overrides: list[str], device: torch.device, *, stored: int = STORED
 ) -> tuple[Agent, ReplayBuffer]:
-    """The agent of a case's full config, and a replay with ``stored`` steps of noise."""
+    """The agent of a case's full config, set up as ``train.py`` does, and a replay with ``stored``
+    steps of noise."""
     config = load_config(CASES[case], overrides=overrides)
+    use_tensor_float(config.BasicSettings.TF32)
     torch.manual_seed(0)
     codec, policy, spec = _parts(case, config)
     world_model = WorldModel(config.Models, codec, policy)

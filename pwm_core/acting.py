@@ -14,7 +14,7 @@ from pwm_core.recorded import Recorded
 
 
 class ActingState:
-    """What the agent carries from one real step to the next, for N environments.
+    """What an agent, and no other, carries from one real step to the next, for N environments.
 
     Its tensors stay where they are, so that a CUDA graph can go on from them.
 

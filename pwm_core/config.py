@@ -66,7 +66,8 @@ class BasicSettings(_Section):
     UseAmp: bool
     """bfloat16 autocast in the networks; scans, losses and normalisers stay float32."""
     TF32: bool
-    """On CUDA, float32 products and convolutions round their factors to TF32; sums stay float32."""
+    """On CUDA, float32 products and convolutions, the scan's among them, round their factors to
+    TF32 (10 bits of mantissa); their sums stay float32. ``false``: float32 throughout."""
     Compile: Annotated[
         Literal["auto", "off", "compile", "graph", "compile+graph"], BeforeValidator(_off)
     ]

@@ -164,7 +164,14 @@ class GaussianPolicy:
         self.num_actions = num_actions
         self.output_width = 2 * num_actions
         self.min_std, self.max_std = min_std, max_std
-        self.low, self.high = low, high
+        self._bounds: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.low, self.high = torch.as_tensor(low), torch.as_tensor(high)
+
+    def bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Lowest and highest actions, (A,) or scalars, kept on ``device``."""
+        if device not in self._bounds:
+            self._bounds[device] = self.low.to(device), self.high.to(device)
+        return self._bounds[device]
 
     def _parameters(self, output: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = output.float().chunk(2, dim=-1)
@@ -192,7 +199,7 @@ class GaussianPolicy:
 
     def encode(self, action: Tensor) -> Tensor:
         """What the world model takes in and the environment executes: the clipped action."""
-        return action.clamp(self.low, self.high)
+        return action.clamp(*self.bounds(action.device))
 
 
 Policy = CategoricalPolicy | GaussianPolicy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -39,6 +40,7 @@ class Recorded(Generic[Output]):
             torch.cuda.current_stream().wait_stream(self._stream)
             return output
         if self._graph is None:
+            gc.collect()  # an old graph must not be freed in the middle of the recording
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, stream=self._stream):
                 self._output = self._function()

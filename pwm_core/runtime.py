@@ -100,7 +100,8 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def to_device(value: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """``value`` on ``device``. To CUDA it goes through pinned memory, behind the work already
-    queued there: the host does not wait, and may overwrite ``value`` at once."""
+    queued there: the host does not wait, and may overwrite ``value`` at once
+    (unless that is pinned itself). Where ``value`` lies there already, it is no copy."""
     tensor = torch.as_tensor(value)
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)

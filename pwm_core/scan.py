@@ -17,8 +17,8 @@ backend         how                                         depth              e
 ``kogge_stone`` Hillis-Steele doubling                      log2 T             2 T log T states
 ``chunked``     matrix products inside chunks, one state    T / chunk          T / chunk states
                 per chunk boundary
-``triton``      one kernel with the state on chip, step     T, on chip         2 sqrt T states
-                after step; attention on CUDA only
+``triton``      one kernel with the state on chip, step     T, on chip         2 sqrt T + T / 5
+                after step; attention on CUDA only                             states
 =============== =========================================== ================== ===============
 """
 

@@ -80,10 +80,10 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
         overrides=overrides(arguments, domain),
     )
     domain.check_task(config, task)
-    device = find_device(arguments.device)
-    check_backend(config.Models.WorldModel.Scan, device)  # here: to evaluate needs no scan
     if arguments.deterministic:
         make_deterministic()
+    device = find_device(arguments.device)
+    check_backend(config.Models.WorldModel.Scan, device)  # here: to evaluate needs no scan
     use_threads(config.BasicSettings.Threads)
     use_tensor_float(config.BasicSettings.TF32)
     about = {

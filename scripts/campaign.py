@@ -144,7 +144,7 @@ class Campaign:
         return status
 
 
-def _flags(arguments: argparse.Namespace, task: str) -> list[str]:
+def task_overrides(arguments: argparse.Namespace, task: str) -> list[str]:
     """``Section.Key=value`` overrides of one task: its budget, then the user's own."""
     overrides = []
     if arguments.domain == "dmc" and arguments.config_path is None:
@@ -166,7 +166,7 @@ def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
     config = find_config(arguments.config_path or FULL[domain]).resolve()
     for seed in (int(text) for text in arguments.seeds.split(",")):
         for task in arguments.tasks:
-            overrides = _flags(arguments, task)
+            overrides = task_overrides(arguments, task)
             settings = load_config(config, defaults=FULL[domain], overrides=overrides)
             flags = [part for override in overrides for part in ("-set", override)]
             if arguments.obs_type:

@@ -42,7 +42,8 @@ def load_small(*overrides: str) -> Config:
 def make_policy(config: Config, *, discrete: bool = True) -> Policy:
     if discrete:
         return CategoricalPolicy(ACTIONS)
-    return GaussianPolicy(ACTIONS, config.Models.Agent.MinStd, config.Models.Agent.MaxStd)
+    agent, bound = config.Models.Agent, torch.ones(ACTIONS)
+    return GaussianPolicy(ACTIONS, agent.MinStd, agent.MaxStd, -bound, bound)
 
 
 @torch.no_grad()

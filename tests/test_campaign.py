@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pwm_core.config import REPOSITORY
-from scripts.campaign import LONG_TASKS, budget
+from scripts.campaign import LONG_TASKS, budget, task_overrides
 from scripts.collect import downsample
 
 SMALL = [
@@ -139,6 +140,15 @@ def test_budgets_are_those_of_the_published_table() -> None:
     assert budget("cartpole_balance", "visual") == 200_000
     assert budget("cheetah_run", "visual") == 400_000
     assert len(LONG_TASKS) == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"), [([], 50_000), (["BasicSettings.FrameSkip=4"], 25_000)]
+)
+def test_a_budget_becomes_agent_steps(given: list[str], steps: int) -> None:
+    arguments = argparse.Namespace(domain="dmc", config_path=None, obs_type="proprio", set=given)
+    budgets = [f"JointTrainAgent.{key}={steps}" for key in ("SampleMaxSteps", "BufferMaxLength")]
+    assert task_overrides(arguments, "cartpole_balance") == budgets + given
 
 
 def test_metrics_are_averaged_to_fit() -> None:

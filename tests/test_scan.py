@@ -374,9 +374,14 @@ for kernel in (scan_triton._forward_kernel, scan_triton._backward_kernel):
     types = {name: "*fp32" for name in kernel.arg_names} | {"length": "i32", "stride": "i32"}
     types |= dict.fromkeys(sizes, "constexpr")
     constants = {(kernel.arg_names.index(name),): size for name, size in sizes.items()}
-    source = triton.compiler.ASTSource(kernel, types, constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
-    assert compiled.asm["cubin"]
+    variants = [(types, constants)]
+    if kernel is scan_triton._forward_kernel:  # without a gradient no state is kept
+        none = {(kernel.arg_names.index("kept"),): None}
+        variants.append((types | {"kept": "constexpr"}, constants | none))
+    for types, constants in variants:
+        source = triton.compiler.ASTSource(kernel, types, constants)
+        target, options = GPUTarget("cuda", 90, 32), {"num_warps": 4}
+        assert triton.compile(source, target=target, options=options).asm["cubin"]
 """
 
 
