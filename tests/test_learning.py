@@ -90,7 +90,7 @@ def train_balance(seed: int, folder: Path) -> tuple[float, dict[int, float]]:
     checkpoint.RUNS = folder
     flags = ["-n", "balance", "-env_name", "cartpole_balance", "-seed", str(seed)]
     flags += ["-config_path", "config_files/dmc_tiny.yaml", "-device", "cpu", "-logger", "none"]
-    train(DMC, [*flags, "-set", "JointTrainAgent={SampleMaxSteps: 6000, SaveEverySteps: 4000}"])
+    train(DMC, [*flags, "-set", "JointTrainAgent.SaveEverySteps=4000"])
     run = RunFolder.open("balance")
     config = run.config(DMC.defaults)
     env = DMC.make_env(config, "cartpole_balance", 10, seed + 1000)
@@ -113,11 +113,11 @@ def train_balance(seed: int, folder: Path) -> tuple[float, dict[int, float]]:
 @pytest.mark.slow
 def test_balancing_is_learnt_from_proprioception(tmp_path: Path) -> None:
     """Clearly better than random play (269 of 1000) after some three minutes of one idle core, and
-    soon above what the best noise that sees nothing gets (487). Measured: 504 to 690 after 4,000
-    steps and 663 to 970 after 6,000; the whole tiny config reaches 905 to 989."""
+    at the end above doing nothing (736, since the pole begins upright) and above the best noise that
+    sees nothing (487). Measured for three seeds: 504 to 690, and 905 to 989."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         random, trained = pool.apply(train_balance, (1, tmp_path))
     print(f"cartpole_balance: {random:.0f} at random, trained {trained}")
     assert random < 340
     assert trained[4000] > 380
-    assert trained[6000] > 560
+    assert trained[8000] > 800
