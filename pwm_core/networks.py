@@ -185,10 +185,8 @@ class ImageCodec:
     def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
         """Half the squared error summed over C, H, W; values whose 8-bit quantisations already
         agree count 0."""
-        error = decoded.float() - prepared
-        with torch.no_grad():
-            visible = error.abs() > 0.5 / 255
-        return 0.5 * (error * visible).square().sum(dim=(1, 2, 3))
+        error = F.hardshrink(decoded.float() - prepared, 0.5 / 255)
+        return 0.5 * error.square().sum(dim=(1, 2, 3))
 
     def frames(self, prepared: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] -> (N, H, W, C) uint8."""
