@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pwm_core.config import Models
 
@@ -40,6 +41,33 @@ def head(inputs: int, units: int, layers: int, act: str, outputs: int) -> nn.Seq
     return nn.Sequential(*mlp(inputs, units, layers, act), last)
 
 
+class _SumRows(torch.autograd.Function):
+    """:func:`sum_rows` on a CPU, with a gradient some five times faster than torch's."""
+
+    BAGS = 1024
+    """Bags to a group: their gradients stay in a core's cache while every row picks its own."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
+        """(R, O), (N, S) -> (N, O)."""
+        ctx.save_for_backward(index)
+        ctx.rows = len(table)
+        return F.embedding_bag(index, table, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """The other way round: each row sums up the gradients of the bags that it lies in."""
+        (index,) = ctx.saved_tensors
+        bags, slots = index.shape
+        groups = -(-bags // _SumRows.BAGS)
+        group = torch.arange(bags).unsqueeze(1) // _SumRows.BAGS
+        row, place = (index + group * ctx.rows).flatten().sort()
+        begin = torch.searchsorted(row, torch.arange(groups * ctx.rows))
+        sums = F.embedding_bag(place // slots, grad.contiguous(), begin, mode="sum")
+        return sums.view(groups, ctx.rows, -1).sum(0), None
+
+
 def sum_rows(table: Tensor, index: Tensor) -> Tensor:
     """The sum of rows of ``table`` (R, O) picked by ``index`` (N, ..., S) int64, no row twice:
     (N, ..., O).
@@ -48,7 +76,7 @@ def sum_rows(table: Tensor, index: Tensor) -> Tensor:
     times faster than multiplying by zeros.
     """
     if index.device.type == "cpu":
-        flat = F.embedding_bag(index.flatten(0, -2), table, mode="sum")
+        flat = _SumRows.apply(table, index.flatten(0, -2))
         return flat.view(*index.shape[:-1], table.shape[1])
     multi_hot = torch.zeros(*index.shape[:-1], len(table), dtype=table.dtype, device=table.device)
     return multi_hot.scatter_(-1, index, 1.0) @ table
