@@ -6,6 +6,7 @@ acts and imagines.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -63,20 +64,18 @@ class ImaginedMemory:
         begin, end = first // chunk, -(-stop // chunk)
         self._shape = (batch, end - begin, chunk, width)
         self._steps = slice(first - begin * chunk, stop - begin * chunk)
-        keep = torch.zeros(batch, (end - begin) * chunk, 1, device=zero.device)
-        keep[:, self._steps, 0] = (~zero).view(batch, -1).to(keep.dtype)
-        keep = keep.view(batch, end - begin, chunk, 1)
         self._states = States(
             stop,
             states.start[:, begin:end],
-            states.decay[:, begin:end] * keep,
-            None if states.keys is None else states.keys[:, begin:end] * keep.unsqueeze(-1),
+            states.decay[:, begin:end],
+            None if states.keys is None else states.keys[:, begin:end],
             None if states.values is None else states.values[:, begin:end],
         )
         count, values = len(zero), states.start.shape[-1]
-        self._decay = keep.new_ones(count, width)  # G_t since the start
-        self._keys = keep.new_zeros(count, horizon, width)  # k_j G_t / G_j
-        self._values = keep.new_zeros(count, horizon, values)
+        # G_t since the start, from 0 where the start's state counts as zeros
+        self._decay = (~zero).to(states.start.dtype).unsqueeze(1).repeat(1, width)
+        self._keys = states.start.new_zeros(count, horizon, width)  # k_j G_t / G_j
+        self._values = states.start.new_zeros(count, horizon, values)
         self._length = 0
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
@@ -101,6 +100,10 @@ class ImaginedMemory:
 
 
 Memory = RecurrentMemory | ImaginedMemory
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _trunc_normal(width: int) -> Tensor:
@@ -136,8 +139,8 @@ class LinearAttentionBlock(nn.Module):
         """
         mixed = torch.lerp(previous.to(u.dtype), u, torch.sigmoid(self.mix + 1).to(u.dtype))  # m_t
         kept = u if keep is None else u * keep
-        q, k, v, r = self.projections(kept).float().split(self.inner, dim=-1)
-        log_decay = F.logsigmoid(self.decay(mixed).float())
+        q, k, v, r = _at_least_float32(self.projections(kept)).split(self.inner, dim=-1)
+        log_decay = F.logsigmoid(_at_least_float32(self.decay(mixed)))
         if keep is not None:
             log_decay = log_decay * keep
         return 1 + F.elu(q), 1 + F.elu(k), torch.sigmoid(r) * v, log_decay
@@ -256,10 +259,10 @@ class SequenceModel(nn.Module):
         return hidden.tanh() if self.output_tanh else hidden
 
     def initial_state(self, count: int, device: torch.device) -> RecurrentState:
-        """Zero states of ``count`` sequences."""
-        previous = [torch.zeros(count, block.width, device=device) for block in self.blocks]
+        """Zero states of ``count`` sequences, in the type of the parameters."""
+        zeros = functools.partial(torch.zeros, dtype=self.blocks[0].mix.dtype, device=device)
+        previous = [zeros(count, block.width) for block in self.blocks]
         memories: list[Memory] = [
-            RecurrentMemory(torch.zeros(count, block.inner, block.inner, device=device))
-            for block in self.blocks
+            RecurrentMemory(zeros(count, block.inner, block.inner)) for block in self.blocks
         ]
         return RecurrentState(previous, memories)

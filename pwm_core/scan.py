@@ -15,8 +15,8 @@ backend         how                                         depth              e
 ``sequential``  one step after the other: the oracle        T                  T states
 ``odd_even``    Brent-Kung, the paper's                     2 log2 T           3 T states
 ``kogge_stone`` Hillis-Steele doubling                      log2 T             2 T log T states
-``chunked``     matrix products inside chunks, one state    T / chunk          T / chunk states
-                per chunk boundary
+``chunked``     matrix products between halves of chunks,   T / chunk +        T / chunk states
+                one state per chunk                         log2 chunk
 ``triton``      one kernel with the state on chip, step     T, on chip         2 sqrt T + T / 5
                 after step; attention on CUDA only                             states
 =============== =========================================== ================== ===============
@@ -37,6 +37,8 @@ from pwm_core.errors import UserError
 
 BACKENDS = ("sequential", "odd_even", "kogge_stone", "chunked", "triton")
 """Of :func:`linear_attention`."""
+KEPT_CHUNK = 16
+"""Longest chunk of states that are kept: reading one costs as many keys as a chunk has steps."""
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -209,7 +211,7 @@ def linear_attention(
     initial_state: Tensor | None = None,
     *,
     backend: str = "chunked",
-    chunk: int = 16,
+    chunk: int = 64,
     return_states: bool = False,
 ) -> AttentionOutput:
     """Linear attention with data-dependent decay (PaMoRL, section 3.1).
@@ -220,12 +222,11 @@ def linear_attention(
     Args:
         q, k: (B, T, K) queries and keys.
         v: (B, T, V) values.
-        log_decay: (B, T, K) ``log g_t``, at most 0 (the exponents of ``chunked`` then never
-            exceed 0, so nothing overflows).
+        log_decay: (B, T, K) ``log g_t``, at most 0.
         reset: (B, T) bool or 0/1, or None for no resets.
         initial_state: (B, K, V) ``S_0``; zeros when None.
         backend: one of :data:`BACKENDS`.
-        chunk: chunk length of ``chunked``; the others ignore it.
+        chunk: chunk length of ``chunked``, rounded up to a power of two; the others ignore it.
         return_states: also return every ``S_t``; ``triton``, which writes none, leaves that to
             ``chunked``.
 
@@ -234,13 +235,12 @@ def linear_attention(
         UserError: the backend does not run on this device.
     """
     check_backend(backend, q.device)
-    if backend == "chunked" or (backend == "triton" and return_states):
-        return _chunked_attention(
-            q, k, v, log_decay, reset, initial_state, min(chunk, q.shape[1]), return_states
-        )
     decay = log_decay.exp()
     if reset is not None:
         decay = decay.masked_fill(reset.bool().unsqueeze(-1), 0.0)
+    if backend == "chunked" or (backend == "triton" and return_states):
+        chunk = min(chunk, KEPT_CHUNK) if return_states else chunk
+        return _chunked_attention(q, k, v, decay, initial_state, chunk, return_states)
     if backend == "triton":
         from pwm_core.scan_triton import fused_recurrence
 
@@ -254,73 +254,98 @@ def linear_attention(
     return AttentionOutput(output, states[:, -1], kept)
 
 
-class _Chunks(NamedTuple):
-    """Decays of a sequence cut into n chunks of C steps; all exponents are at most 0.
+class _Blocks(NamedTuple):
+    """Neighbouring blocks of h steps, each by itself: (B, n, m, ...), m to a chunk.
 
     Attributes:
-        pair: (B, n, C, C, K) ``exp(G_i - G_j)`` where j <= i lie in one episode, else 0.
-        from_start: (B, n, C, K) decay of the chunk's first state up to step i, 0 past a reset.
-        to_end: (B, n, C, K) decay of step j's update up to the chunk's end, 0 before a reset.
+        scores: (..., h, h), how much step i reads of step j: ``q_i . k_j`` with the decays in
+            between; or (..., h, h, K), ``k_j`` with those decays. 0 where j > i.
+        queries: (..., h, K), ``q_i`` (or 1) with the decays from the block's start to step i.
+        keys: (..., h, K), ``k_j`` with the decays after step j to the block's end.
+        decay: (..., 1, K) over the whole block.
     """
 
-    pair: Tensor
-    from_start: Tensor
-    to_end: Tensor
+    scores: Tensor
+    queries: Tensor
+    keys: Tensor
+    decay: Tensor
 
 
-def _chunk_decays(log_decay: Tensor, reset: Tensor | None) -> _Chunks:
-    """``log_decay`` (B, n, C, K) and ``reset`` (B, n, C) -> the decays inside each chunk."""
-    length = log_decay.shape[2]
-    # Differences of G must stay precise after a step that forgets all: e^-30 is nothing already.
-    total = log_decay.clamp_min(-30.0).cumsum(dim=2)  # G, (B, n, C, K)
-    causal = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).tril()
-    from_start, to_end = total.exp(), (total[:, :, -1:] - total).exp()
-    if reset is None:
-        same = causal.view(1, 1, length, length)
-    else:
-        episode = reset.cumsum(dim=2)  # (B, n, C)
-        same = causal & (episode.unsqueeze(-1) == episode.unsqueeze(-2))  # (B, n, C, C)
-        from_start = from_start * (episode == 0).unsqueeze(-1)
-        to_end = to_end * (episode == episode[:, :, -1:]).unsqueeze(-1)
-    # Masked before exp: above the diagonal the difference is positive and would overflow.
-    difference = total.unsqueeze(3) - total.unsqueeze(2)  # (B, n, C, C, K)
-    pair = difference.masked_fill(~same.unsqueeze(-1), float("-inf")).exp()
-    return _Chunks(pair, from_start, to_end)
+def _merge(blocks: _Blocks, product: Callable[[Tensor, Tensor], Tensor]) -> _Blocks:
+    """Pairs of neighbours into blocks of 2h steps: the right one reads the left one.
+
+    Decays are only ever multiplied, queries by those since the border and keys by those before it:
+    nothing overflows, a decay of 0 (a reset) is as good as any, and no small difference of large
+    logarithms is taken.
+    """
+    (scores, right_scores), (queries, right), (left, keys), (decay, right_decay) = (
+        x.unflatten(2, (-1, 2)).unbind(3) for x in blocks
+    )
+    across = product(right, left)  # (..., h, h) or (..., h, h, K)
+    above = torch.cat([scores, torch.zeros_like(scores)], dim=4)
+    below = torch.cat([across, right_scores], dim=4)
+    return _Blocks(
+        torch.cat([above, below], dim=3),
+        torch.cat([queries, right * decay], dim=3),
+        torch.cat([left * right_decay, keys], dim=3),
+        decay * right_decay,
+    )
+
+
+def _read_keys(queries: Tensor, keys: Tensor) -> Tensor:
+    """(..., h, K) and (..., h, K) -> (..., h, h)."""
+    return queries @ keys.transpose(-1, -2)
+
+
+def _decay_keys(decay: Tensor, keys: Tensor) -> Tensor:
+    """(..., h, K) and (..., h, K) -> (..., h, h, K)."""
+    return decay.unsqueeze(-2) * keys.unsqueeze(-3)
 
 
 def _chunked_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    log_decay: Tensor,
-    reset: Tensor | None,
+    decay: Tensor,
     initial_state: Tensor | None,
     chunk: int,
     return_states: bool,
 ) -> AttentionOutput:
-    batch, length, width = q.shape
+    """Single steps are merged to chunks of C, log2 C times, then one state a chunk is handed on.
+
+    With ``G_i`` the product of the decays from the chunk's start to step i::
+
+        o_i = (q_i G_i) S_start + sum_{j<=i} (q_i . k_j G_i / G_j) v_j
+    """
+    batch, length = q.shape[:2]
+    chunk = 1 << (min(chunk, length) - 1).bit_length()  # halves of halves
     padding = -length % chunk
     count = (length + padding) // chunk
 
-    def split(x: Tensor) -> Tensor:
-        """(B, T, ...) -> (B, n, C, ...); padded steps hold zeros: no decay, no update."""
-        x = torch.cat([x, x.new_zeros(batch, padding, *x.shape[2:])], dim=1) if padding else x
-        return x.view(batch, count, chunk, *x.shape[2:])
+    def split(x: Tensor, fill: float = 0.0) -> Tensor:
+        """(B, T, ...) -> (B, n, C, ...); padded steps change nothing."""
+        x = torch.cat([x, x.new_full((batch, padding, *x.shape[2:]), fill)], 1) if padding else x
+        return x.reshape(batch, count, chunk, *x.shape[2:])
 
-    if initial_state is None:
-        initial_state = q.new_zeros(batch, width, v.shape[-1])
-    q, k, v, log_decay = (split(x.contiguous()) for x in (q, k, v, log_decay))
-    decays = _chunk_decays(log_decay, None if reset is None else split(reset.long()))
+    q, k, v, decay = split(q), split(k), split(v), split(decay, 1.0)
+    if return_states:  # the keys themselves are kept, for queries to come
+        scores, queries, product = k.unsqueeze(3), decay, _decay_keys
+    else:
+        scores, queries, product = (q * k).sum(-1, keepdim=True), q * decay, _read_keys
+    blocks = _Blocks(*(x.unsqueeze(3) for x in (scores, queries, k, decay)))
+    while blocks.scores.shape[3] < chunk:
+        blocks = _merge(blocks, product)
+    scores, queries, keys, carry = (x.squeeze(2) for x in blocks)
 
-    # o_i = (q_i exp(G_i)) S_start  +  sum_{j<=i} (q_i . k_j exp(G_i - G_j)) v_j
-    keys = decays.pair * k.unsqueeze(2)  # (B, n, C, C, K)
-    update = (k * decays.to_end).transpose(-1, -2) @ v  # (B, n, K, V)
-    carry = decays.from_start[:, :, -1].unsqueeze(-1)  # (B, n, K, 1)
-    starts = [initial_state]
+    update = keys.transpose(-1, -2) @ v  # (B, n, K, V)
+    starts = [q.new_zeros(update[:, 0].shape) if initial_state is None else initial_state]
     # unbind: its gradient is one stack; that of update[:, n] would fill all n chunks for each.
-    for gained, kept in zip(update.unbind(1), carry.unbind(1), strict=True):
+    for gained, kept in zip(update.unbind(1), carry.transpose(-1, -2).unbind(1), strict=True):
         starts.append(torch.addcmul(gained, kept, starts[-1]))
     start = torch.stack(starts[:-1], dim=1)  # (B, n, K, V)
-    states = States(length, start, decays.from_start, keys, v)
-    output = states.read(q).flatten(1, 2)[:, :length]
-    return AttentionOutput(output, starts[-1], states if return_states else None)
+    if return_states:
+        states = States(length, start, queries, scores, v)
+        output = states.read(q)
+    else:
+        states, output = None, queries @ start + scores @ v
+    return AttentionOutput(output.flatten(1, 2)[:, :length], starts[-1], states)

@@ -6,6 +6,7 @@ The backend that needs a GPU has a file of its own, test_scan_triton.py; here is
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -91,15 +92,24 @@ def make_reset(kind: str, length: int) -> Tensor | None:
 
 
 def attend(
-    inputs: Inputs, reset: Tensor | None, dtype: torch.dtype, backend: str, chunk: int
+    inputs: Inputs,
+    reset: Tensor | None,
+    dtype: torch.dtype,
+    backend: str,
+    chunk: int,
+    *,
+    kept: bool = True,
 ) -> dict[str, Tensor]:
-    """Outputs and the gradients of a random weighting of all of them, by name."""
+    """Outputs, every state if ``kept``, and the gradients of a random weighting of all of them, by
+    name."""
     leaves = Inputs(*(x.to(dtype).requires_grad_() for x in inputs))
     found = linear_attention(
-        *leaves[:4], reset, leaves[4], backend=backend, chunk=chunk, return_states=True
+        *leaves[:4], reset, leaves[4], backend=backend, chunk=chunk, return_states=kept
     )
-    assert found.states is not None
-    values = found._asdict() | {"states": found.states.dense()}
+    values = {"output": found.output, "final_state": found.final_state}
+    if kept:
+        assert found.states is not None
+        values["states"] = found.states.dense()
     generator = torch.Generator().manual_seed(1)
     total = sum(
         (x * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(dtype)).sum()
@@ -111,9 +121,9 @@ def attend(
 
 
 @functools.cache
-def oracle(length: int, reset: str, decay: str) -> dict[str, Tensor]:
+def oracle(length: int, reset: str, decay: str, *, kept: bool = True) -> dict[str, Tensor]:
     inputs = make_inputs(length, decay)
-    return attend(inputs, make_reset(reset, length), torch.float64, "sequential", 1)
+    return attend(inputs, make_reset(reset, length), torch.float64, "sequential", 1, kept=kept)
 
 
 def check(found: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype) -> None:
@@ -129,31 +139,37 @@ def check(found: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dt
 @pytest.mark.parametrize("length", LENGTHS)
 def test_lengths(length: int, backend: str, chunk: int, dtype: torch.dtype) -> None:
     reset = make_reset("per_row", length)
-    found = attend(make_inputs(length), reset, dtype, backend, chunk)
-    check(found, oracle(length, "per_row", "mixed"), dtype)
+    for kept in (False, True):
+        found = attend(make_inputs(length), reset, dtype, backend, chunk, kept=kept)
+        check(found, oracle(length, "per_row", "mixed", kept=kept), dtype)
 
 
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize(("backend", "chunk"), VARIANTS)
 def test_resets(backend: str, chunk: int, reset: str) -> None:
-    found = attend(make_inputs(19), make_reset(reset, 19), torch.float32, backend, chunk)
-    check(found, oracle(19, reset, "mixed"), torch.float32)
+    inputs = make_inputs(19), make_reset(reset, 19), torch.float32
+    for kept in (False, True):
+        found = attend(*inputs, backend, chunk, kept=kept)
+        check(found, oracle(19, reset, "mixed", kept=kept), torch.float32)
 
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize(("backend", "chunk"), VARIANTS)
 def test_decays(backend: str, chunk: int, decay: str) -> None:
-    for reset in ("none", "per_row"):
-        found = attend(make_inputs(33, decay), make_reset(reset, 33), torch.float32, backend, chunk)
-        check(found, oracle(33, reset, decay), torch.float32)
+    for reset, kept in itertools.product(("none", "per_row"), (False, True)):
+        inputs = make_inputs(33, decay), make_reset(reset, 33), torch.float32
+        found = attend(*inputs, backend, chunk, kept=kept)
+        check(found, oracle(33, reset, decay, kept=kept), torch.float32)
 
 
 def test_an_extreme_decay_does_not_blur_the_moderate_ones_after_it() -> None:
     inputs = make_inputs(33)
     inputs.log_decay[:, ::5] = -1e4
-    expected = attend(inputs, None, torch.float64, "sequential", 1)
-    for backend, chunk in VARIANTS:
-        check(attend(inputs, None, torch.float32, backend, chunk), expected, torch.float32)
+    for kept in (False, True):
+        expected = attend(inputs, None, torch.float64, "sequential", 1, kept=kept)
+        for backend, chunk in VARIANTS:
+            found = attend(inputs, None, torch.float32, backend, chunk, kept=kept)
+            check(found, expected, torch.float32)
 
 
 def loop(inputs: Inputs, reset: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -232,11 +248,13 @@ def test_reading_states_is_the_query_times_the_states_written_out(
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize(("chunk", "count"), [(1, 33), (3, 11), (16, 3), (32, 2), (1000, 1)])
-def test_chunked_keeps_one_state_per_chunk(chunk: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("chunk", "inside", "count"), [(1, 1, 33), (3, 4, 9), (16, 16, 3), (32, 16, 3), (1000, 16, 3)]
+)
+def test_chunked_keeps_one_state_per_chunk(chunk: int, inside: int, count: int) -> None:
+    """Of a power of two steps, at most 16."""
     states = keep_states(make_inputs(33), make_reset("none", 33), "chunked", chunk)
     shapes = [x.shape for x in (states.start, states.decay, states.keys, states.values)]
-    inside = min(chunk, 33)
     assert shapes == [
         *((B, count, K, V), (B, count, inside, K)),
         *((B, count, inside, inside, K), (B, count, inside, V)),

@@ -53,6 +53,8 @@ DMC = (
 )
 FIRSTS = ((0, 0), (0, 4), (1, 3), (1, 4), (2, 6))
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+EXACT = {"rtol": 1e-9, "atol": 1e-10}
+"""In float64."""
 
 # ------------------------------------------------------------------------------------------ size
 
@@ -219,6 +221,7 @@ VARIANTS += [("BlockAct=Mish", "HeadDivisor=8", "Blocks=3")]
 def test_the_parallel_pass_is_the_recurrent_steps(variant: tuple[str, ...], indices: bool) -> None:
     config = load_small(*(f"Models.WorldModel.{change}" for change in variant))
     model, stoch, action, is_first = make_sequence(config)
+    model, stoch, action = model.double(), stoch.double(), action.double()
     if indices:
         stoch = torch.randint(CLASSES, (*is_first.shape, STOCH))
     deter, states = model(stoch, action, is_first, return_states=True)
@@ -229,11 +232,11 @@ def test_the_parallel_pass_is_the_recurrent_steps(variant: tuple[str, ...], indi
     for t in range(stoch.shape[1]):
         state.reset(is_first[:, t])
         stepped = model.step(stoch[:, t], action[:, t], state)
-        torch.testing.assert_close(deter[:, t], stepped, **CLOSE)
+        torch.testing.assert_close(deter[:, t], stepped, **EXACT)
         for block, parallel in enumerate(states):
             memory = state.memories[block].memory
-            torch.testing.assert_close(parallel.memory.dense()[:, t], memory, **CLOSE)
-            torch.testing.assert_close(parallel.previous[:, t], state.previous[block], **CLOSE)
+            torch.testing.assert_close(parallel.memory.dense()[:, t], memory, **EXACT)
+            torch.testing.assert_close(parallel.previous[:, t], state.previous[block], **EXACT)
     if config.Models.WorldModel.OutputTanh:
         assert deter.abs().max() < 1
     assert deter.std() > 0.1
@@ -298,15 +301,16 @@ def test_a_block_computes_the_equations(rms_norm: str) -> None:
 def test_imagining_on_is_the_recurrent_steps(scan: str, steps: slice) -> None:
     """The whole sequence model on :class:`ImaginedMemory`, from states it reached itself."""
     model, stoch, action, is_first = make_sequence(load_small(f"Models.WorldModel.{scan}"))
+    model, stoch, action = model.double(), stoch.double(), action.double()
     deter, states = model(stoch, action, is_first, return_states=True)
     deter = deter[:, steps].flatten(0, 1)
     count = len(deter)
     context = Context(deter, deter, torch.rand(count) < 0.3, steps, states)
     imagined, recurrent = context.recurrent_state(15), written_out(context)
     for _ in range(15):
-        z, a = torch.randn(count, stoch.shape[-1]), torch.randn(count, ACTIONS)
+        z, a = (torch.randn(count, width).double() for width in (stoch.shape[-1], ACTIONS))
         found, expected = model.step(z, a, imagined), model.step(z, a, recurrent)
-        torch.testing.assert_close(found, expected, **CLOSE)
+        torch.testing.assert_close(found, expected, **EXACT)
 
 
 def read_out(memory: ImaginedMemory, count: int, width: int) -> Tensor:
