@@ -24,15 +24,22 @@ RESULTS = Path(__file__).parent / "results"
 
 def seconds(function: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """Median wall time of ``function``, after one warm-up call, the device waited for."""
-    times = []
-    for repeat in range(repeats + 1):
-        synchronize(device)
-        began = time.perf_counter()
-        function()
-        synchronize(device)
-        if repeat:
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return statistics.median(turn_by_turn([function], device, repeats)[0])
+
+
+def turn_by_turn(
+    functions: list[Callable[[], Any]], device: torch.device, repeats: int
+) -> list[list[float]]:
+    """``repeats`` wall times of each function, called in turn after one warm-up call of each."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(repeats + 1):
+        for function, taken in zip(functions, times, strict=True):
+            synchronize(device)
+            began = time.perf_counter()
+            function()
+            synchronize(device)
+            taken.append(time.perf_counter() - began)
+    return [taken[1:] for taken in times]
 
 
 def synchronize(device: torch.device) -> None:
@@ -50,10 +57,10 @@ def flops(function: Callable[[], Any]) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square product: what the device can do at best."""
+    """Operations a second of a large square product, the fastest of ten: what the device can do."""
     size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / seconds(lambda: left @ right, device, 5)
+    return 2 * size**3 / min(turn_by_turn([lambda: left @ right], device, 10)[0])
 
 
 def peak_gigabytes(device: torch.device) -> float:

@@ -1,12 +1,14 @@
 """Seconds and memory of one full-size training step, part by part::
 
     python -m benchmarks.train_step                     # Atari, float32, the machine's best device
-    python -m benchmarks.train_step --case all --precision both --compile all --save cpu
+    python -m benchmarks.train_step --case all --precision both --baseline --save cpu
     python -m benchmarks.train_step --scan all          # every scan backend that runs here
 
 ``odd_even_full`` is the odd-even scan with decays written out to the states' full size, as a
-generic scan library applies it: the baseline. ``floor`` is the time that the step's products and
-convolutions (``TFLOP``) would take at the speed of one large product, measured beside it.
+generic scan library applies it. ``--baseline`` also times the same step with that scan, eager and
+in float32, turn by turn with the row's own: what else a shared machine does disturbs neighbours
+alike. ``floor`` is the time that the step's products and convolutions (``TFLOP``) would take at the
+speed of one large product, the fastest of several measured beside it.
 ``computing`` is the share of the time that the cores are busy, or that kernels run on CUDA.
 
 Each line is measured in a process of its own, so that its peak memory is its own. The peak counts
@@ -16,10 +18,12 @@ the whole process on the CPU (Python and torch take about 0.4 GB of it) and torc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -98,24 +102,44 @@ def full_size(
     return agent, _filled_replay(spec, stored, device)
 
 
-def _use_full_operands() -> None:
-    """The sequence model by the odd-even scan whose decays are written out to the states' size."""
+def _full_operands(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, reset: Tensor | None = None,
+    initial_state: Tensor | None = None, *, return_states: bool = False, **options: Any,
+) -> AttentionOutput:  # fmt: skip
+    """``linear_attention`` by the odd-even scan, its decays written out to the states' size."""
+    decay = log_decay.exp()
+    if reset is not None:
+        decay = decay.masked_fill(reset.bool().unsqueeze(-1), 0.0)
+    update = k.unsqueeze(-1) * v.unsqueeze(-2)
+    full = decay.unsqueeze(-1).expand_as(update).contiguous()
+    states = linear_recurrence(full, update, initial_state, backend="odd_even")
+    output = (q.unsqueeze(-2) @ states).squeeze(-2)
+    kept = States(q.shape[1], states, torch.ones_like(decay).unsqueeze(2))
+    return AttentionOutput(output, states[:, -1], kept if return_states else None)
 
-    def attention(
-        q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, reset: Tensor | None = None,
-        initial_state: Tensor | None = None, *, return_states: bool = False, **options: Any,
-    ) -> AttentionOutput:  # fmt: skip
-        decay = log_decay.exp()
-        if reset is not None:
-            decay = decay.masked_fill(reset.bool().unsqueeze(-1), 0.0)
-        update = k.unsqueeze(-1) * v.unsqueeze(-2)
-        full = decay.unsqueeze(-1).expand_as(update).contiguous()
-        states = linear_recurrence(full, update, initial_state, backend="odd_even")
-        output = (q.unsqueeze(-2) @ states).squeeze(-2)
-        kept = States(q.shape[1], states, torch.ones_like(decay).unsqueeze(2))
-        return AttentionOutput(output, states[:, -1], kept if return_states else None)
 
-    linear_attention.linear_attention = attention
+@contextlib.contextmanager
+def _with_scan(scan: str) -> Iterator[None]:
+    """Sequence models use :func:`_full_operands` where ``scan`` says so."""
+    own = linear_attention.linear_attention
+    if scan == FULL:
+        linear_attention.linear_attention = _full_operands
+    try:
+        yield
+    finally:
+        linear_attention.linear_attention = own
+
+
+def _baseline(case: str, device: torch.device) -> Callable[[], Any]:
+    """The whole step, eager, in float32 and with the scan whose decays are written out."""
+    agent, replay = full_size(case, _overrides("fp32", FULL, "off"), device)
+    update = TrainingStep(agent, replay)
+
+    def step() -> None:
+        with _with_scan(FULL):
+            update(model=True, actor=True)
+
+    return step
 
 
 def _share_computing(step: Callable[[], Any], device: torch.device) -> float:
@@ -131,17 +155,18 @@ def _share_computing(step: Callable[[], Any], device: torch.device) -> float:
     return (time.process_time() - used) / wall / torch.get_num_threads()
 
 
+def _overrides(precision: str, scan: str, compiled: str) -> list[str]:
+    return [
+        f"Models.WorldModel.Scan={'odd_even' if scan == FULL else scan}",
+        f"BasicSettings.UseAmp={'true' if precision == 'bf16' else 'false'}",
+        f"BasicSettings.Compile={compiled}",
+    ]
+
+
 def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str, Any]:
     """One row: seconds of each part of a step and of the whole, and the peak memory."""
     case, precision, scan = arguments.case, arguments.precision, arguments.scan
-    overrides = [
-        f"Models.WorldModel.Scan={'odd_even' if scan == FULL else scan}",
-        f"BasicSettings.UseAmp={'true' if precision == 'bf16' else 'false'}",
-        f"BasicSettings.Compile={arguments.compile}",
-    ]
-    if scan == FULL:
-        _use_full_operands()
-    agent, replay = full_size(case, overrides, target)
+    agent, replay = full_size(case, _overrides(precision, scan, arguments.compile), target)
     settings = agent.config.JointTrainAgent
     batch = replay.sample(settings.BatchSize, settings.BatchLength)
     trajectory = agent.imagine(batch)
@@ -161,10 +186,15 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
     for _ in range(EAGER_CALLS if agent.captures else 0):
         whole()
     row["step (s)"] = measure.seconds(whole, target, arguments.repeats)
+    row["peak (GB)"] = measure.peak_gigabytes(target)
+    if arguments.baseline:
+        steps = [whole, _baseline(case, target)]
+        times = measure.turn_by_turn(steps, target, arguments.repeats)
+        row["step (s)"], row["baseline (s)"] = (statistics.median(taken) for taken in times)
+        row["of baseline"] = statistics.median(a / b for a, b in zip(*times, strict=True))
     row["steps/s"] = 1 / row["step (s)"]
     row["transitions/s"] = settings.BatchSize * settings.BatchLength / row["step (s)"]
     row["replay share"] = row["replay (s)"] / row["step (s)"]
-    row["peak (GB)"] = measure.peak_gigabytes(target)
     operations = sum(measure.flops(part) for part in parts.values())
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     row["TFLOP"] = operations / 1e12
@@ -180,6 +210,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=[*PRECISIONS, "both"], default="fp32")
     parser.add_argument("--scan", choices=[*BACKENDS, FULL, "all"], default="chunked")
     parser.add_argument("--compile", choices=[*COMPILES, "all"], default="off")
+    parser.add_argument("--baseline", action="store_true", help="beside the full-size scan")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--save", metavar="NAME", help="benchmarks/results/train_step_NAME.json")
@@ -187,7 +218,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = find_device(arguments.device)
     if arguments.one:
-        print(json.dumps(measure_one(arguments, device)))
+        with _with_scan(arguments.scan):
+            print(json.dumps(measure_one(arguments, device)))
         return
     rows = []
     for case, precision, scan, compiled in itertools.product(
@@ -200,6 +232,7 @@ def main() -> None:
     ):
         given = ["--case", case, "--precision", precision, "--scan", scan, "--compile", compiled]
         given += ["--device", arguments.device, "--repeats", str(arguments.repeats)]
+        given += ["--baseline"] * arguments.baseline
         rows.append(measure.in_own_process("train_step", "--one", *given))
     print(measure.table(rows))
     if arguments.save:
