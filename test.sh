@@ -2,11 +2,21 @@
 # Run the tests: ./test.sh; with --all the slow ones too (learning, full size); other flags go to
 # pytest, as in ./test.sh -k scan
 . "$(dirname "${BASH_SOURCE[0]}")/scripts/install.sh" requirements-dev.txt
-selection=(-m "not slow")
+phases=("not slow")
 arguments=()
 for argument in "$@"; do
-    if [ "$argument" = --all ]; then selection=(); else arguments+=("$argument"); fi
+    if [ "$argument" = --all ]; then phases+=(slow); else arguments+=("$argument"); fi
 done
 $python -m ruff check .
 $python -m ruff format --check .
-exec $python -m pytest "${selection[@]}" "${arguments[@]}"
+result=5 # pytest's code for: no test was selected
+for phase in "${phases[@]}"; do
+    command=($python -m pytest -m "$phase")
+    if [ "$phase" != slow ]; then # several processes, each with one file at a time and one thread
+        command=(env OMP_NUM_THREADS=1 "${command[@]}" -n auto --maxprocesses 4 --dist loadfile)
+    fi # the slow ones have the machine to themselves, one after the other
+    code=0
+    "${command[@]}" "${arguments[@]}" || code=$?
+    case $code in 0) result=0 ;; 5) ;; *) exit $code ;; esac
+done
+exit $result
