@@ -179,19 +179,18 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
     row: dict[str, Any] = {
         "case": case, "precision": precision, "scan": scan, "compile": arguments.compile,
     }  # fmt: skip
-    for name, part in parts.items():
-        row[f"{name} (s)"] = measure.seconds(part, target, arguments.repeats)
     update = TrainingStep(agent, replay)
-    whole = lambda: update(model=True, actor=True)  # noqa: E731
-    for _ in range(EAGER_CALLS if agent.captures else 0):
-        whole()
-    row["step (s)"] = measure.seconds(whole, target, arguments.repeats)
+    timed = {**parts, "step": lambda: update(model=True, actor=True)}
+    for _ in range(EAGER_CALLS + 1 if agent.captures else 1):
+        timed["step"]()
     row["peak (GB)"] = measure.peak_gigabytes(target)
     if arguments.baseline:
-        steps = [whole, _baseline(case, target)]
-        times = measure.turn_by_turn(steps, target, arguments.repeats)
-        row["step (s)"], row["baseline (s)"] = (statistics.median(taken) for taken in times)
-        row["of baseline"] = statistics.median(a / b for a, b in zip(*times, strict=True))
+        timed["baseline"] = _baseline(case, target)
+    times = measure.turn_by_turn(list(timed.values()), target, arguments.repeats)
+    for name, taken in zip(timed, times, strict=True):
+        row[f"{name} (s)"] = statistics.median(taken)
+    if arguments.baseline:
+        row["of baseline"] = statistics.median(a / b for a, b in zip(*times[-2:], strict=True))
     row["steps/s"] = 1 / row["step (s)"]
     row["transitions/s"] = settings.BatchSize * settings.BatchLength / row["step (s)"]
     row["replay share"] = row["replay (s)"] / row["step (s)"]
@@ -199,7 +198,7 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     row["TFLOP"] = operations / 1e12
     row["floor (s)"] = operations / measure.peak_flops(target, dtype)
-    row["computing"] = _share_computing(whole, target)
+    row["computing"] = _share_computing(timed["step"], target)
     return row
 
 
@@ -212,7 +211,7 @@ def main() -> None:
     parser.add_argument("--compile", choices=[*COMPILES, "all"], default="off")
     parser.add_argument("--baseline", action="store_true", help="beside the full-size scan")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--save", metavar="NAME", help="benchmarks/results/train_step_NAME.json")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
