@@ -6,9 +6,10 @@
 
 ``odd_even_full`` is the odd-even scan with decays written out to the states' full size, as a
 generic scan library applies it. ``--baseline`` also times the same step with that scan, eager and
-in float32, turn by turn with the row's own: what else a shared machine does disturbs neighbours
-alike. ``floor`` is the time that the step's products and convolutions (``TFLOP``) would take at the
-speed of one large product, the fastest of several measured beside it.
+in float32, turn by turn with the row's own, since what else a shared machine does disturbs
+neighbours alike; ``of baseline`` is the median of the steps' ratios. ``floor`` is the time that the
+step's products and convolutions (``TFLOP``) would take at the speed of one large product, the
+fastest of several measured beside it.
 ``computing`` is the share of the time that the cores are busy, or that kernels run on CUDA.
 
 Each line is measured in a process of its own, so that its peak memory is its own. The peak counts
@@ -209,7 +210,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=[*PRECISIONS, "both"], default="fp32")
     parser.add_argument("--scan", choices=[*BACKENDS, FULL, "all"], default="chunked")
     parser.add_argument("--compile", choices=[*COMPILES, "all"], default="off")
-    parser.add_argument("--baseline", action="store_true", help="beside the full-size scan")
+    parser.add_argument(
+        "--baseline", action="store_true", help="time the step with odd_even_full too"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--save", metavar="NAME", help="benchmarks/results/train_step_NAME.json")

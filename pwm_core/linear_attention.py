@@ -22,7 +22,7 @@ class BlockStates(NamedTuple):
     """What one block remembers after every step of a sequence.
 
     Attributes:
-        memory: every attention state ``S_t``, (B, T, K, V) float32.
+        memory: every attention state ``S_t``, (B, T, K, V), float32 under autocast too.
         previous: (B, T, D) the block's inputs ``u_t``, for token mixing.
     """
 
@@ -133,7 +133,8 @@ class LinearAttentionBlock(nn.Module):
         self.gated = GatedUnit(width, config.BlockAct, config.Dropout)
 
     def _project(self, u: Tensor, previous: Tensor, keep: Tensor | None) -> tuple[Tensor, ...]:
-        """Inputs (..., D) and those before them -> float32 q, k (..., K), v (..., V), log g.
+        """Inputs (..., D) and those before them -> q, k (..., K), v (..., V), log g, at least
+        float32.
 
         ``keep`` (..., 1) is 0 for dropped tokens: their inputs are zeros and their decay is 1.
         """

@@ -41,11 +41,12 @@ def head(inputs: int, units: int, layers: int, act: str, outputs: int) -> nn.Seq
     return nn.Sequential(*mlp(inputs, units, layers, act), last)
 
 
+BAGS = 1024
+"""Latents to a group whose gradients stay in cache while every row picks its own."""
+
+
 class _SumRows(torch.autograd.Function):
     """:func:`sum_rows` on a CPU, with a gradient some five times faster than torch's."""
-
-    BAGS = 1024
-    """Bags to a group: their gradients stay in a core's cache while every row picks its own."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
@@ -57,15 +58,15 @@ class _SumRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """The other way round: each row sums up the gradients of the bags that it lies in."""
+        """The other way round: each row sums up the gradients of the latents that it lies in."""
         (index,) = ctx.saved_tensors
-        bags, slots = index.shape
-        groups = -(-bags // _SumRows.BAGS)
-        group = torch.arange(bags).unsqueeze(1) // _SumRows.BAGS
+        count, slots = index.shape
+        groups = -(-count // BAGS)
+        group = torch.arange(count).unsqueeze(1) // BAGS
         row, place = (index + group * ctx.rows).flatten().sort()
         begin = torch.searchsorted(row, torch.arange(groups * ctx.rows))
         sums = F.embedding_bag(place // slots, grad.contiguous(), begin, mode="sum")
-        return sums.view(groups, ctx.rows, -1).sum(0), None
+        return sums.view(groups, ctx.rows, grad.shape[1]).sum(0), None
 
 
 def sum_rows(table: Tensor, index: Tensor) -> Tensor:

@@ -227,7 +227,8 @@ def linear_attention(
         reset: (B, T) bool or 0/1, or None for no resets.
         initial_state: (B, K, V) ``S_0``; zeros when None.
         backend: one of :data:`BACKENDS`.
-        chunk: chunk length of ``chunked``, rounded up to a power of two; the others ignore it.
+        chunk: chunk length of ``chunked``, rounded up to a power of two; at most
+            :data:`KEPT_CHUNK` with ``return_states``.
         return_states: also return every ``S_t``; ``triton``, which writes none, leaves that to
             ``chunked``.
 
@@ -314,9 +315,9 @@ def _chunked_attention(
 ) -> AttentionOutput:
     """Single steps are merged to chunks of C, log2 C times, then one state a chunk is handed on.
 
-    With ``G_i`` the product of the decays from the chunk's start to step i::
+    With ``G_ji`` the product of the decays after step j up to step i, 0 being the chunk's start::
 
-        o_i = (q_i G_i) S_start + sum_{j<=i} (q_i . k_j G_i / G_j) v_j
+        o_i = (q_i G_0i) S_0 + sum_{j<=i} (q_i . k_j G_ji) v_j
     """
     batch, length = q.shape[:2]
     chunk = 1 << (min(chunk, length) - 1).bit_length()  # halves of halves

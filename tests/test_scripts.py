@@ -25,7 +25,9 @@ SMALL = [
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     for folder in NEEDED:
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.pyc"))
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for script in [*ROOT.glob("*.sh"), *ROOT.glob("requirements*.txt")]:
         shutil.copy(script, tmp_path)
     if sys.prefix == sys.base_prefix:

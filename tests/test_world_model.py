@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical, kl_divergence
 
+from pwm_core import networks
 from pwm_core.actor_critic import ActorCritic
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
@@ -23,7 +24,6 @@ from pwm_core.networks import (
     ImageCodec,
     LatentLinear,
     VectorCodec,
-    _SumRows,
     sum_rows,
 )
 from pwm_core.scan import available_backends
@@ -112,7 +112,7 @@ GPU = pytest.param(
 def test_rows_picked_by_indices_are_a_product_with_one_hot_vectors(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_SumRows, "BAGS", 8)  # so that (2, 3, 5) takes several groups
+    monkeypatch.setattr(networks, "BAGS", 8)  # so that (2, 3, 5) takes several groups
     torch.manual_seed(0)
     layer = LatentLinear(4, STOCH, CLASSES, 8).to(device)
     table = torch.randn(STOCH * CLASSES, 8, device=device, requires_grad=True)
@@ -125,6 +125,13 @@ def test_rows_picked_by_indices_are_a_product_with_one_hot_vectors(
         assert_same(layer(x, vector), expected, x, vector, layer.weight)
         index = latent + CLASSES * torch.arange(STOCH, device=device)
         assert_same(sum_rows(table, index), vector @ table, table)
+
+
+def test_picking_rows_compiles_to_one_graph() -> None:
+    table = torch.randn(STOCH * CLASSES, 8, requires_grad=True)
+    index = torch.randint(CLASSES, (5, STOCH)) + CLASSES * torch.arange(STOCH)
+    compiled = torch.compile(sum_rows, fullgraph=True, backend="aot_eager")
+    assert_same(compiled(table, index), sum_rows(table, index), table)
 
 
 def test_a_latent_layer_starts_as_torchs_linear() -> None:
