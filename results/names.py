@@ -25,6 +25,9 @@ IGNORED = (
     "JointTrainAgent.BufferStorage",
     "JointTrainAgent.EvalEnvs",
     "JointTrainAgent.EvalEpisodes",
+    "Models.WorldModel.Scan",  # scans compute the same numbers
+    "Models.WorldModel.ScanChunk",
+    "Models.Agent.ReturnScan",
 )
 """Keys in which runs of one config may differ."""
 MOST_SHOWN = 3

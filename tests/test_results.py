@@ -219,6 +219,8 @@ def test_config_names() -> None:
 
     assert name(defaults) == "atari"
     assert name("config_files/atari_tiny.yaml", "BasicSettings.Seed=7") == "atari_tiny"
+    same_numbers = ("Models.WorldModel={Scan: odd_even, ScanChunk: 4}", "BasicSettings.Threads=1")
+    assert name(defaults, *same_numbers) == "atari"
     assert name(defaults, "Models.Gamma=0.9") == "atari with Gamma=0.9"
     many = [f"Models.Agent.{key}=0.5" for key in ("LR", "Eps", "EMADecay", "WeightDecay")]
     assert re.fullmatch(r"atari with 4 changes \([0-9a-f]{6}\)", name(defaults, *many))
