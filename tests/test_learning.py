@@ -29,7 +29,7 @@ from pwm_dmc.train import DMC
 from tests.catch import Catch
 
 CATCH = [
-    "JointTrainAgent={SampleMaxSteps: 3800, BufferMaxLength: 3800, BufferWarmUp: 1024}",
+    "JointTrainAgent={SampleMaxSteps: 5000, BufferMaxLength: 5000, BufferWarmUp: 1024}",
     "JointTrainAgent.LogEverySteps=100",
     "JointTrainAgent.VideoLogStep=100000",
     "Models.Gamma=0.95",
