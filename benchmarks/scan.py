@@ -32,7 +32,13 @@ from benchmarks import measure
 from pwm_core.config_file import load_config
 from pwm_core.linear_attention import RecurrentMemory
 from pwm_core.runtime import find_device, use_tensor_float
-from pwm_core.scan import available_backends, linear_attention, linear_recurrence
+from pwm_core.scan import (
+    AttentionOutput,
+    States,
+    available_backends,
+    linear_attention,
+    linear_recurrence,
+)
 
 WIDTH = 128
 FULL = "odd_even full"
@@ -41,18 +47,26 @@ LENGTHS = (16, 64, 256, 1024, 4096)
 STARTS = 64
 
 
-def _full_operands(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
-    """The odd-even scan with decays (B, T, K, V): o_t = q_t S_t."""
+def full_operands(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, reset: Tensor | None = None,
+    initial_state: Tensor | None = None, *, return_states: bool = False, **options: Any,
+) -> AttentionOutput:  # fmt: skip
+    """``linear_attention`` by the odd-even scan, its decays written out to the states' size."""
+    decay = log_decay.exp()
+    if reset is not None:
+        decay = decay.masked_fill(reset.bool().unsqueeze(-1), 0.0)
     update = k.unsqueeze(-1) * v.unsqueeze(-2)
-    decay = log_decay.exp().unsqueeze(-1).expand_as(update).contiguous()
-    states = linear_recurrence(decay, update, backend="odd_even")
-    return (q.unsqueeze(-2) @ states).squeeze(-2)
+    full = decay.unsqueeze(-1).expand_as(update).contiguous()
+    states = linear_recurrence(full, update, initial_state, backend="odd_even")
+    output = (q.unsqueeze(-2) @ states).squeeze(-2)
+    kept = States(q.shape[1], states, torch.ones_like(decay).unsqueeze(2))
+    return AttentionOutput(output, states[:, -1], kept if return_states else None)
 
 
 def _attention(backend: str) -> Callable[..., Tensor]:
     """q, k (B, T, K), v (B, T, V), log g (B, T, K) -> (B, T, V)."""
     if backend == FULL:
-        return _full_operands
+        return lambda *inputs: full_operands(*inputs).output
     if backend == FLA:
         from fla.ops.gla import chunk_gla
 

@@ -28,9 +28,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks import measure
+from benchmarks.scan import full_operands
 from pwm_core import linear_attention
 from pwm_core.actor_critic import ActorCritic
 from pwm_core.agent import Agent
@@ -41,7 +41,7 @@ from pwm_core.networks import Codec, ImageCodec, VectorCodec
 from pwm_core.recorded import EAGER_CALLS
 from pwm_core.replay_buffer import Field, ReplayBuffer, TransitionSpec
 from pwm_core.runtime import find_device, use_tensor_float
-from pwm_core.scan import BACKENDS, AttentionOutput, States, available_backends, linear_recurrence
+from pwm_core.scan import BACKENDS, available_backends
 from pwm_core.training_step import TrainingStep
 from pwm_core.world_model import WorldModel
 
@@ -103,28 +103,12 @@ def full_size(
     return agent, _filled_replay(spec, stored, device)
 
 
-def _full_operands(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, reset: Tensor | None = None,
-    initial_state: Tensor | None = None, *, return_states: bool = False, **options: Any,
-) -> AttentionOutput:  # fmt: skip
-    """``linear_attention`` by the odd-even scan, its decays written out to the states' size."""
-    decay = log_decay.exp()
-    if reset is not None:
-        decay = decay.masked_fill(reset.bool().unsqueeze(-1), 0.0)
-    update = k.unsqueeze(-1) * v.unsqueeze(-2)
-    full = decay.unsqueeze(-1).expand_as(update).contiguous()
-    states = linear_recurrence(full, update, initial_state, backend="odd_even")
-    output = (q.unsqueeze(-2) @ states).squeeze(-2)
-    kept = States(q.shape[1], states, torch.ones_like(decay).unsqueeze(2))
-    return AttentionOutput(output, states[:, -1], kept if return_states else None)
-
-
 @contextlib.contextmanager
 def _with_scan(scan: str) -> Iterator[None]:
-    """Sequence models use :func:`_full_operands` where ``scan`` says so."""
+    """Sequence models use :func:`full_operands` where ``scan`` says so."""
     own = linear_attention.linear_attention
     if scan == FULL:
-        linear_attention.linear_attention = _full_operands
+        linear_attention.linear_attention = full_operands
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.scan import full_operands
 from pwm_core import scan
 from pwm_core.config import REPOSITORY
 from pwm_core.errors import UserError
@@ -221,6 +222,17 @@ def test_defaults_are_zero_states_no_resets_and_no_states_returned(
     )
     assert found.states is None
     torch.testing.assert_close(found[:2], expected[:2], rtol=1e-12, atol=1e-12)
+
+
+def test_the_benchmarks_baseline_computes_the_same() -> None:
+    inputs, reset = make_inputs(19), make_reset("per_row", 19)
+    found = full_operands(*inputs[:4], reset, inputs.initial_state, return_states=True)
+    expected = oracle(19, "per_row", "mixed")
+    check(
+        {**found._asdict(), "states": found.states.dense()},
+        {name: expected[name].detach() for name in ("output", "final_state", "states")},
+        torch.float64,
+    )
 
 
 # ------------------------------------------------------------------------------- the kept states
