@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from pwm_core.checkpoint import RUNS
 from pwm_core.config import REPOSITORY
 from pwm_core.config_file import load_config
+from pwm_core.runs.run_folder import RUNS
 from pwm_core.runtime import find_device
 
 TASKS = {"atari": "ALE/Pong-v5", "dmc": "walker_walk"}

@@ -30,15 +30,15 @@ from torch import Tensor, nn
 
 from benchmarks import measure
 from pwm_core.config_file import load_config
-from pwm_core.linear_attention import RecurrentMemory
-from pwm_core.runtime import find_device, use_tensor_float
-from pwm_core.scan import (
+from pwm_core.models.linear_attention import RecurrentMemory
+from pwm_core.models.scan import (
     AttentionOutput,
     States,
     available_backends,
     linear_attention,
     linear_recurrence,
 )
+from pwm_core.runtime import find_device, use_tensor_float
 
 WIDTH = 128
 FULL = "odd_even full"

@@ -31,19 +31,19 @@ import torch
 
 from benchmarks import measure
 from benchmarks.scan import full_operands
-from pwm_core import linear_attention
-from pwm_core.actor_critic import ActorCritic
-from pwm_core.agent import Agent
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
-from pwm_core.distributions import CategoricalPolicy, GaussianPolicy, Policy
-from pwm_core.networks import Codec, ImageCodec, VectorCodec
-from pwm_core.recorded import EAGER_CALLS
-from pwm_core.replay_buffer import Field, ReplayBuffer, TransitionSpec
+from pwm_core.models import linear_attention
+from pwm_core.models.actor_critic import ActorCritic
+from pwm_core.models.distributions import CategoricalPolicy, GaussianPolicy, Policy
+from pwm_core.models.networks import Codec, ImageCodec, VectorCodec
+from pwm_core.models.scan import BACKENDS, available_backends
+from pwm_core.models.world_model import WorldModel
 from pwm_core.runtime import find_device, use_tensor_float
-from pwm_core.scan import BACKENDS, available_backends
-from pwm_core.training_step import TrainingStep
-from pwm_core.world_model import WorldModel
+from pwm_core.training.agent import Agent
+from pwm_core.training.cuda_graph import EAGER_CALLS
+from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
+from pwm_core.training.training_step import TrainingStep
 
 CASES = {
     "atari": "config_files/atari.yaml",

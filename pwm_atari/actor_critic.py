@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pwm_core.actor_critic import ActorCritic
 from pwm_core.config import Config
-from pwm_core.distributions import CategoricalPolicy
 from pwm_core.envs import VectorEnv
+from pwm_core.models.actor_critic import ActorCritic
+from pwm_core.models.distributions import CategoricalPolicy
 
 
 def make_policy(env: VectorEnv) -> CategoricalPolicy:

@@ -6,7 +6,7 @@ import torch
 
 from pwm_core.config import Config
 from pwm_core.envs import VectorEnv
-from pwm_core.replay_buffer import Field, TransitionSpec
+from pwm_core.training.replay_buffer import Field, TransitionSpec
 
 
 def transition(config: Config, env: VectorEnv) -> TransitionSpec:

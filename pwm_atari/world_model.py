@@ -5,8 +5,8 @@ from __future__ import annotations
 from pwm_atari.actor_critic import make_policy
 from pwm_core.config import Config
 from pwm_core.envs import VectorEnv
-from pwm_core.networks import ImageCodec
-from pwm_core.world_model import WorldModel
+from pwm_core.models.networks import ImageCodec
+from pwm_core.models.world_model import WorldModel
 
 
 def make_world_model(config: Config, env: VectorEnv) -> WorldModel:

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from pwm_core.agent import Agent
 from pwm_core.config import Config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
 from pwm_core.runtime import find_device
 from pwm_core.signals import STOPPED, StoppedError
+from pwm_core.training.agent import Agent
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where nothing more can be written."""

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pwm_core.actor_critic import ActorCritic
 from pwm_core.config import Config
 from pwm_core.envs import VectorEnv
-from pwm_core.replay_buffer import TransitionSpec
-from pwm_core.world_model import WorldModel
+from pwm_core.models.actor_critic import ActorCritic
+from pwm_core.models.world_model import WorldModel
+from pwm_core.training.replay_buffer import TransitionSpec
 
 
 @dataclass(frozen=True)

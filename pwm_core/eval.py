@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pwm_core.checkpoint import RunFolder
 from pwm_core.cli import make_agent, make_parser, overrides
 from pwm_core.config import Config
 from pwm_core.config_file import find_config, load_config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
-from pwm_core.evaluation import ScoreFile, Settings, play, standard_error
-from pwm_core.recording import SIZE, Episode, film
+from pwm_core.runs.run_folder import RunFolder
+from pwm_core.runs.tracking import Wandb
 from pwm_core.runtime import (
     find_device,
     git_commit,
@@ -28,7 +27,8 @@ from pwm_core.runtime import (
     use_threads,
     versions,
 )
-from pwm_core.tracking import Wandb
+from pwm_core.training.episode_videos import SIZE, Episode, film
+from pwm_core.training.evaluation import ScoreFile, Settings, play, standard_error
 
 EVALUATION_SEEDS = 2**32
 """Added to the seed when evaluating, so that no training episode is evaluated on."""

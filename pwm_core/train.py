@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from pwm_core import __version__
-from pwm_core.checkpoint import RunFolder
 from pwm_core.cli import make_agent, make_parser, overrides
 from pwm_core.config import REPOSITORY, Config
 from pwm_core.config_file import load_config
 from pwm_core.domain import Domain
-from pwm_core.replay_buffer import ReplayBuffer
+from pwm_core.models.scan import check_backend
+from pwm_core.runs.run_folder import RunFolder
+from pwm_core.runs.tracking import JsonLines, Sink, TensorBoard, Tracker, Wandb, parse_loggers
 from pwm_core.runtime import (
     find_device,
     git_commit,
@@ -26,9 +27,8 @@ from pwm_core.runtime import (
     use_threads,
     versions,
 )
-from pwm_core.scan import check_backend
-from pwm_core.tracking import JsonLines, Sink, TensorBoard, Tracker, Wandb, parse_loggers
-from pwm_core.trainer import Trainer
+from pwm_core.training.replay_buffer import ReplayBuffer
+from pwm_core.training.trainer import Trainer
 
 
 def _sinks(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from pwm_core.actor_critic import ActorCritic
 from pwm_core.config import Config
-from pwm_core.distributions import GaussianPolicy
 from pwm_core.envs import VectorEnv
+from pwm_core.models.actor_critic import ActorCritic
+from pwm_core.models.distributions import GaussianPolicy
 
 
 def make_policy(config: Config, env: VectorEnv) -> GaussianPolicy:

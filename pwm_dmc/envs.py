@@ -19,8 +19,8 @@ import numpy as np
 from pwm_core.config import Config
 from pwm_core.envs import Episodes, Step, VectorEnv, env_seeds
 from pwm_core.errors import UserError, closest
-from pwm_core.workers import InProcess, Worker, WorkerDiedError, available_cpus, stop
 from pwm_dmc.rendering import process_environment, without_renderer, working_renderer
+from pwm_dmc.workers import InProcess, Worker, WorkerDiedError, available_cpus, stop
 
 PROTOCOL = "suite"
 """The one protocol: dm_control's own tasks and time limits."""
@@ -115,7 +115,7 @@ class DMCEnv(VectorEnv):
         self._seeds = np.array_split(env_seeds(seed, num_envs), len(self._groups))
         self._splits = np.cumsum([len(share) for share in self._seeds])[:-1]
         self._deaths = 0  # of workers, in a row
-        self._unanswered: set[int] = set()  # groups whose worker was gone before it got its actions
+        self._unsent: dict[int, WorkerDiedError] = {}  # groups whose worker died before its actions
         try:
             for group, share in zip(self._groups, self._seeds, strict=True):
                 group.send("make", self._settings, share.tolist())
@@ -165,8 +165,8 @@ class DMCEnv(VectorEnv):
         ):
             try:
                 group.send("step", share)
-            except WorkerDiedError:
-                self._unanswered.add(index)
+            except WorkerDiedError as death:
+                self._unsent[index] = death
 
     def recv(self) -> Step:
         """See ``VectorEnv``. Where a worker process has died, another takes its place and its
@@ -189,14 +189,11 @@ class DMCEnv(VectorEnv):
         """A group's observations, rewards and ends; marks its environments in ``lost`` where its
         worker had to be replaced."""
         try:
-            if index not in self._unanswered:
-                return self._groups[index].receive()
+            if index in self._unsent:
+                raise self._unsent.pop(index)
+            return self._groups[index].receive()
         except WorkerDiedError as death:
             return self._replace(index, lost, death)
-        self._unanswered.discard(index)
-        return self._replace(
-            index, lost, WorkerDiedError("a process that runs environments has died")
-        )
 
     def _replace(
         self, index: int, lost: np.ndarray, death: WorkerDiedError

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 
 from pwm_core.errors import UserError
-from pwm_core.workers import exit_reason
+from pwm_dmc.workers import exit_reason
 
 _RENDERERS = ("egl", "osmesa")  # EGL first: it uses the GPU where there is one
 _NO_RENDERER = "disabled"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pwm_core.config import Config
 from pwm_core.envs import VectorEnv
-from pwm_core.networks import ImageCodec, VectorCodec
-from pwm_core.world_model import WorldModel
+from pwm_core.models.networks import ImageCodec, VectorCodec
+from pwm_core.models.world_model import WorldModel
 from pwm_dmc.actor_critic import make_policy
 
 

@@ -14,9 +14,9 @@ import webbrowser
 from pathlib import Path
 
 from pwm_core import cli
-from pwm_core.checkpoint import RUNS
 from pwm_core.errors import UserError
-from pwm_core.evaluation import RESULTS
+from pwm_core.runs.run_folder import RUNS
+from pwm_core.training.evaluation import RESULTS
 
 NEEDED = "requirements-results.txt"
 

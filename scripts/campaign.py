@@ -19,13 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from pwm_core.checkpoint import RUNS, RunFolder
 from pwm_core.cli import Parser, run_command
 from pwm_core.config import REPOSITORY
 from pwm_core.config_file import find_config, load_config
 from pwm_core.errors import UserError
-from pwm_core.evaluation import RESULTS
+from pwm_core.runs.run_folder import RUNS, RunFolder
 from pwm_core.signals import StoppedError
+from pwm_core.training.evaluation import RESULTS
 from scripts.collect import collect
 
 FULL = {"atari": "config_files/atari.yaml", "dmc": "config_files/dmc.yaml"}

@@ -13,10 +13,10 @@ import json
 import shutil
 from collections import defaultdict
 
-from pwm_core.checkpoint import RunFolder
 from pwm_core.cli import Parser, run_command
-from pwm_core.evaluation import RESULTS
-from pwm_core.files import write_text
+from pwm_core.runs.files import write_text
+from pwm_core.runs.run_folder import RunFolder
+from pwm_core.training.evaluation import RESULTS
 
 METRICS_BYTES, VIDEO_BYTES = 200_000, 1_000_000
 VIDEOS = ("imagination", "openloop")

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pwm_core.actor_critic import ActorCritic
-from pwm_core.agent import Agent
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
-from pwm_core.distributions import CategoricalPolicy, GaussianPolicy, Policy
-from pwm_core.linear_attention import RecurrentMemory, RecurrentState
-from pwm_core.networks import ImageCodec
-from pwm_core.world_model import Batch, Context, WorldModel
+from pwm_core.models.actor_critic import ActorCritic
+from pwm_core.models.distributions import CategoricalPolicy, GaussianPolicy, Policy
+from pwm_core.models.linear_attention import RecurrentMemory, RecurrentState
+from pwm_core.models.networks import ImageCodec
+from pwm_core.models.world_model import Batch, Context, WorldModel
+from pwm_core.training.agent import Agent
 
 ACTIONS = 3
 WIDTH, STOCH, CLASSES = 32, 6, 5  # of load_small

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from pwm_core import checkpoint
 from pwm_core.config import REPOSITORY
 from pwm_core.domain import Domain
+from pwm_core.runs import run_folder
 from pwm_core.train import train
 from tests.helpers_envs import CONFIG, TINY, CountingEnv, counting_domain
 
@@ -86,7 +86,7 @@ def crash_at(number: int) -> Hook:
 
 
 def folder(name: str) -> Path:
-    return checkpoint.RUNS / name
+    return run_folder.RUNS / name
 
 
 def records(path: Path) -> list[dict[str, float]]:

@@ -1,0 +1,1 @@
+"""The mathematics and the networks: scans, distributions, returns, world model, actor-critic."""

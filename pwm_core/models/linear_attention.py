@@ -1,0 +1,269 @@
+"""The sequence model: linear-attention blocks that run in parallel over T or one step at a time.
+
+Both ways compute the same numbers (PaMoRL, section 3.1); the parallel one trains, the recurrent one
+acts and imagines.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pwm_core.config import Models
+from pwm_core.models.networks import NORM_EPS, GatedUnit, LatentNet
+from pwm_core.models.scan import States, linear_attention
+
+
+class BlockStates(NamedTuple):
+    """What one block remembers after every step of a sequence.
+
+    Attributes:
+        memory: every attention state ``S_t``, (B, T, K, V), float32 under autocast too.
+        previous: (B, T, D) the block's inputs ``u_t``, for token mixing.
+    """
+
+    memory: States
+    previous: Tensor
+
+
+class RecurrentMemory:
+    """``S_t`` itself, rewritten at every step."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory  # (N, K, V)
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+        """Take in one step's (N, K) keys and (N, V) values; returns (N, V) ``o_t = q_t S_t``."""
+        decay = log_decay.exp().unsqueeze(-1)
+        self.memory = torch.addcmul(k.unsqueeze(-1) * v.unsqueeze(-2), decay, self.memory)
+        return (q.unsqueeze(-2) @ self.memory).squeeze(-2)
+
+
+class ImaginedMemory:
+    """Replayed states as they are, and beside them the few keys and values imagined since.
+
+    ``o_t = (q_t G_t) S_0 + sum_j (q_t . k_j G_t / G_j) v_j``: the same numbers as
+    :class:`RecurrentMemory`, but the (K, V) states ``S_0`` are only read, never rewritten, and with
+    the chunked scan not even written out. No gradient.
+
+    Args:
+        states: of B sequences.
+        starts: the steps of each sequence after which imagination starts, N in all.
+        zero: (N,) bool; starts whose state counts as zeros.
+        horizon: most steps imagined.
+    """
+
+    def __init__(self, states: States, starts: slice, zero: Tensor, horizon: int) -> None:
+        batch, _chunks, chunk, width = states.decay.shape
+        first, stop, _ = starts.indices(states.length)
+        # Only the chunks that hold a start; inside them, the steps from `first` on.
+        begin, end = first // chunk, -(-stop // chunk)
+        self._shape = (batch, end - begin, chunk, width)
+        self._steps = slice(first - begin * chunk, stop - begin * chunk)
+        self._states = States(
+            stop,
+            states.start[:, begin:end],
+            states.decay[:, begin:end],
+            None if states.keys is None else states.keys[:, begin:end],
+            None if states.values is None else states.values[:, begin:end],
+        )
+        count, values = len(zero), states.start.shape[-1]
+        # G_t since the start, from 0 where the start's state counts as zeros
+        self._decay = (~zero).to(states.start.dtype).unsqueeze(1).repeat(1, width)
+        self._keys = states.start.new_zeros(count, horizon, width)  # k_j G_t / G_j
+        self._values = states.start.new_zeros(count, horizon, values)
+        self._length = 0
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+        """As :meth:`RecurrentMemory.step`, at most ``horizon`` times."""
+        decay = log_decay.exp()
+        self._decay.mul_(decay)
+        self._keys[:, : self._length].mul_(decay.unsqueeze(1))
+        self._keys[:, self._length] = k
+        self._values[:, self._length] = v
+        self._length += 1
+        keys, values = self._keys[:, : self._length], self._values[:, : self._length]
+        scores = torch.bmm(q.unsqueeze(1), keys.transpose(1, 2))  # (N, 1, h)
+        return torch.baddbmm(self._read(q * self._decay).unsqueeze(1), scores, values).squeeze(1)
+
+    def _read(self, query: Tensor) -> Tensor:
+        """``query`` (N, K) times the replayed states: (N, V)."""
+        batch, chunks, chunk, width = self._shape
+        placed = query.new_zeros(batch, chunks * chunk, width)
+        placed[:, self._steps] = query.view(batch, -1, width)
+        output = self._states.read(placed.view(self._shape)).flatten(1, 2)
+        return output[:, self._steps].flatten(0, 1)
+
+
+Memory = RecurrentMemory | ImaginedMemory
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _trunc_normal(width: int) -> Tensor:
+    """Truncated normal, variance scaled by the mean of fan-in and fan-out."""
+    # 0.8796: the standard deviation of a unit normal cut off at two.
+    std = (1.0 / width) ** 0.5 / 0.87962566103423978
+    return nn.init.trunc_normal_(torch.empty(width), std=std, a=-2 * std, b=2 * std)
+
+
+class LinearAttentionBlock(nn.Module):
+    """Token mixing, linear attention with data-dependent decay, gated unit."""
+
+    def __init__(self, models: Models) -> None:
+        super().__init__()
+        config = models.WorldModel
+        width, inner = models.Hidden, models.Hidden // config.HeadDivisor
+        self.width, self.inner = width, inner
+        self.scan, self.chunk, self.dropout = config.Scan, config.ScanChunk, config.Dropout
+        self.mix = nn.Parameter(_trunc_normal(width))
+        # W_q, W_k, W_v, W_r as one product; each is initialised as a Linear of its own would be.
+        self.projections = nn.Linear(width, 4 * inner, bias=False)
+        self.decay = nn.Linear(width, inner, bias=False)
+        self.attention_norm = nn.RMSNorm(inner, eps=NORM_EPS) if config.RMSNorm else nn.Identity()
+        self.output = nn.Linear(inner, width, bias=False)
+        self.output_dropout = nn.Dropout(config.Dropout)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.gated = GatedUnit(width, config.BlockAct, config.Dropout)
+
+    def _project(self, u: Tensor, previous: Tensor, keep: Tensor | None) -> tuple[Tensor, ...]:
+        """Inputs (..., D) and those before them -> q, k (..., K), v (..., V), log g, at least
+        float32.
+
+        ``keep`` (..., 1) is 0 for dropped tokens: their inputs are zeros and their decay is 1.
+        """
+        mixed = torch.lerp(previous.to(u.dtype), u, torch.sigmoid(self.mix + 1).to(u.dtype))  # m_t
+        kept = u if keep is None else u * keep
+        q, k, v, r = _at_least_float32(self.projections(kept)).split(self.inner, dim=-1)
+        log_decay = F.logsigmoid(_at_least_float32(self.decay(mixed)))
+        if keep is not None:
+            log_decay = log_decay * keep
+        return 1 + F.elu(q), 1 + F.elu(k), torch.sigmoid(r) * v, log_decay
+
+    def _finish(self, u: Tensor, attended: Tensor) -> Tensor:
+        """Attention output (..., V) and block input (..., D) -> block output (..., D)."""
+        projected = self.output(self.attention_norm(attended))
+        return self.gated(self.norm(self.output_dropout(projected) + u))
+
+    def forward(
+        self, u: Tensor, is_first: Tensor, *, return_states: bool = False
+    ) -> tuple[Tensor, BlockStates | None]:
+        """A whole sequence from zero states.
+
+        Args:
+            u: (B, T, D).
+            is_first: (B, T) bool; the state and the input before such a step count as zeros.
+            return_states: also return the :class:`BlockStates` after every step.
+        """
+        previous = torch.cat([torch.zeros_like(u[:, :1]), u[:, :-1]], dim=1)
+        previous = previous.masked_fill(is_first.unsqueeze(-1), 0.0)
+        keep = None
+        if self.training and self.dropout > 0:
+            keep = torch.rand(*u.shape[:2], 1, device=u.device) >= self.dropout
+            keep = keep.to(u.dtype)
+        q, k, v, log_decay = self._project(u, previous, keep)
+        with torch.autocast(u.device.type, enabled=False):
+            attended = linear_attention(
+                q,
+                k,
+                v,
+                log_decay,
+                is_first,
+                backend=self.scan,
+                chunk=self.chunk,
+                return_states=return_states,
+            )
+        state = BlockStates(attended.states, u) if return_states else None
+        return self._finish(u, attended.output), state
+
+    def step(self, u: Tensor, previous: Tensor, memory: Memory) -> Tensor:
+        """One step (N, D) after ``previous`` (N, D); ``memory`` takes it in. No token dropout."""
+        q, k, v, log_decay = self._project(u, previous, None)
+        with torch.autocast(u.device.type, enabled=False):
+            attended = memory.step(q, k, v, log_decay)
+        return self._finish(u, attended)
+
+
+class RecurrentState:
+    """Where the sequence model stands in each of N sequences.
+
+    Attributes:
+        previous: per block, (N, D) the input of the last step.
+        memories: per block, its :class:`RecurrentMemory` or :class:`ImaginedMemory`.
+    """
+
+    def __init__(self, previous: list[Tensor], memories: list[Memory]) -> None:
+        self.previous = previous
+        self.memories = memories
+
+    def reset(self, is_first: Tensor) -> None:
+        """Zero the states of the sequences that begin anew; ``is_first`` (N,) bool."""
+        for block, memory in enumerate(self.memories):
+            mask = is_first.unsqueeze(-1)
+            self.previous[block] = self.previous[block].masked_fill(mask, 0.0)
+            memory.memory = memory.memory.masked_fill(mask.unsqueeze(-1), 0.0)
+
+
+class SequenceModel(nn.Module):
+    """Input layer and blocks: (z_t, a_t) -> deter_t."""
+
+    def __init__(self, models: Models, action: int) -> None:
+        super().__init__()
+        width = models.Hidden
+        self.input_layer = LatentNet(
+            action,
+            models,
+            nn.Linear(width, width, bias=False),
+            nn.LayerNorm(width, eps=NORM_EPS),
+        )
+        self.blocks = nn.ModuleList(
+            LinearAttentionBlock(models) for _ in range(models.WorldModel.Blocks)
+        )
+        self.output_tanh = models.WorldModel.OutputTanh
+
+    def forward(
+        self, latent: Tensor, action: Tensor, is_first: Tensor, *, return_states: bool = False
+    ) -> tuple[Tensor, list[BlockStates | None]]:
+        """All T steps at once, from zero states.
+
+        Args:
+            latent: (B, T, S*K) as vectors, or (B, T, S) int64 as class indices.
+            action: (B, T, A) encoded actions.
+            is_first: (B, T) bool.
+
+        Returns:
+            deter (B, T, D) and, per block, the states after every step (or None).
+        """
+        hidden = self.input_layer(action, latent)
+        states = []
+        for block in self.blocks:
+            hidden, state = block(hidden, is_first, return_states=return_states)
+            states.append(state)
+        return self._output(hidden), states
+
+    def step(self, latent: Tensor, action: Tensor, state: RecurrentState) -> Tensor:
+        """One step: a latent and an action (N, A) -> deter (N, D); ``state`` moves on in place."""
+        hidden = self.input_layer(action, latent)
+        for index, block in enumerate(self.blocks):
+            previous = state.previous[index]
+            state.previous[index] = hidden
+            hidden = block.step(hidden, previous, state.memories[index])
+        return self._output(hidden)
+
+    def _output(self, hidden: Tensor) -> Tensor:
+        return hidden.tanh() if self.output_tanh else hidden
+
+    def initial_state(self, count: int, device: torch.device) -> RecurrentState:
+        """Zero states of ``count`` sequences, in the type of the parameters."""
+        zeros = functools.partial(torch.zeros, dtype=self.blocks[0].mix.dtype, device=device)
+        previous = [zeros(count, block.width) for block in self.blocks]
+        memories: list[Memory] = [
+            RecurrentMemory(zeros(count, block.inner, block.inner)) for block in self.blocks
+        ]
+        return RecurrentState(previous, memories)

@@ -1,0 +1,353 @@
+"""Linear recurrences over the sequence, computed in parallel.
+
+Two recurrences appear in PaMoRL, and both are scans of the associative operator
+``(g_i, x_i) . (g_j, x_j) = (g_i g_j, g_j x_i + x_j)``:
+
+- linear attention, ``S_t = diag(g_t) S_{t-1} + k_t^T v_t`` with ``o_t = q_t S_t``
+  (:func:`linear_attention`; PaMoRL, section 3.1);
+- eligibility traces and lambda-returns, ``y_t = g_t y_{t-1} + x_t`` (:func:`linear_recurrence`).
+
+Backends, all with the same values and gradients:
+
+=============== =========================================== ================== ===============
+backend         how                                         depth              extra memory
+=============== =========================================== ================== ===============
+``sequential``  one step after the other: the oracle        T                  T states
+``odd_even``    Brent-Kung, the paper's                     2 log2 T           3 T states
+``kogge_stone`` Hillis-Steele doubling                      log2 T             2 T log T states
+``chunked``     matrix products between halves of chunks,   T / chunk +        T / chunk states
+                one state per chunk                         log2 chunk
+``triton``      one kernel with the state on chip, step     T, on chip         2 sqrt T + T / 5
+                after step; attention on CUDA only                             states
+=============== =========================================== ================== ===============
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pwm_core.errors import UserError
+
+BACKENDS = ("sequential", "odd_even", "kogge_stone", "chunked", "triton")
+"""Of :func:`linear_attention`."""
+KEPT_CHUNK = 16
+"""Longest chunk of states that are kept: reading one costs as many keys as a chunk has steps."""
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def available_backends(device: torch.device) -> tuple[str, ...]:
+    """Those of :data:`BACKENDS` that run on ``device``.
+
+    ``triton`` needs CUDA, or ``TRITON_INTERPRET=1`` for Triton's (slow) interpreter."""
+    runs = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return BACKENDS if HAS_TRITON and runs else BACKENDS[:-1]
+
+
+def check_backend(backend: str, device: torch.device) -> None:
+    """Refuse a backend that does not run on ``device``.
+
+    Raises:
+        ValueError: unknown backend.
+        UserError: it needs another device, or a package that is missing.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"scan backend {backend!r} is none of {', '.join(BACKENDS)}")
+    if backend not in available_backends(device):
+        reason = f"a CUDA device, not {device.type}" if HAS_TRITON else "the package triton"
+        raise UserError(
+            f"Models.WorldModel.Scan: {backend} needs {reason}; use "
+            "-set Models.WorldModel.Scan=chunked, which computes the same numbers everywhere"
+        )
+
+
+class AttentionOutput(NamedTuple):
+    """What :func:`linear_attention` returns.
+
+    Attributes:
+        output: (B, T, V) ``o_t``.
+        final_state: (B, K, V) ``S_T``.
+        states: every ``S_t``, or None when not asked for.
+    """
+
+    output: Tensor
+    final_state: Tensor
+    states: States | None
+
+
+@dataclass(frozen=True)
+class States:
+    """Every ``S_t`` of a sequence, without writing them out where the backend need not.
+
+    A sequence is cut into n chunks of C steps; the state after step i of a chunk is that at the
+    chunk's start and the updates since, each decayed up to step i::
+
+        S_i = diag(decay_i) start + sum_j keys_ij^T values_j
+
+    Attributes:
+        length: T, of the n * C >= T steps.
+        start: (B, n, K, V).
+        decay: (B, n, C, K).
+        keys: (B, n, C, J, K), or None where the sum is empty.
+        values: (B, n, J, V), likewise.
+    """
+
+    length: int
+    start: Tensor
+    decay: Tensor
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def read(self, query: Tensor) -> Tensor:
+        """``query_t S_t`` for a ``query`` (B, n, C, K): (B, n, C, V)."""
+        output = (query * self.decay) @ self.start
+        if self.keys is not None:
+            # As rows times matrices: the other way round, bmm is eight times slower on a CPU.
+            scores = query.unsqueeze(-2) @ self.keys.transpose(-1, -2)  # (B, n, C, 1, J)
+            output = output + scores.squeeze(-2) @ self.values
+        return output
+
+    def dense(self) -> Tensor:
+        """All states written out: (B, T, K, V)."""
+        states = self.decay.unsqueeze(-1) * self.start.unsqueeze(2)  # (B, n, C, K, V)
+        if self.keys is not None:
+            states = states + torch.einsum("bncjk,bnjv->bnckv", self.keys, self.values)
+        return states.flatten(1, 2)[:, : self.length]
+
+
+# ---------------------------------------------------------------------- generic scans over dim 1
+
+
+def _scan_sequential(decay: Tensor, update: Tensor) -> Tensor:
+    values: list[Tensor] = []
+    # unbind: its gradient is one stack; that of update[:, t] would fill all T steps for each.
+    for kept, gained in zip(decay.unbind(1), update.unbind(1), strict=True):
+        values.append(gained + kept * values[-1] if values else gained)
+    return torch.stack(values, dim=1)
+
+
+def _scan_odd_even(decay: Tensor, update: Tensor) -> Tensor:
+    """Combine neighbours, scan the half-length sequence, then fill in the even positions."""
+    length = update.shape[1]
+    if length == 1:
+        return update
+    paired = length // 2 * 2
+    decay_even, decay_odd = decay[:, 0:paired:2], decay[:, 1:paired:2]
+    update_even, update_odd = update[:, 0:paired:2], update[:, 1:paired:2]
+    at_odd = _scan_odd_even(decay_even * decay_odd, decay_odd * update_even + update_odd)
+    before = at_odd if length % 2 else at_odd[:, :-1]
+    at_even = decay[:, 2::2] * before + update[:, 2::2]
+    at_even = torch.cat([update[:, :1], at_even], dim=1)  # (B, ceil(T/2), ...)
+    interleaved = torch.stack([at_even[:, : paired // 2], at_odd], dim=2).flatten(1, 2)
+    return torch.cat([interleaved, at_even[:, paired // 2 :]], dim=1)  # (B, T, ...)
+
+
+def _scan_kogge_stone(decay: Tensor, update: Tensor) -> Tensor:
+    """Doubling: after step i every position holds the sum over the 2^i positions up to it."""
+    length, distance = update.shape[1], 1
+    while distance < length:
+        shifted = decay[:, distance:] * update[:, :-distance] + update[:, distance:]
+        update = torch.cat([update[:, :distance], shifted], dim=1)
+        decay = torch.cat([decay[:, :distance], decay[:, distance:] * decay[:, :-distance]], dim=1)
+        distance *= 2
+    return update
+
+
+_SCANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sequential": _scan_sequential,
+    "odd_even": _scan_odd_even,
+    "kogge_stone": _scan_kogge_stone,
+}
+
+
+def linear_recurrence(
+    decay: Tensor,
+    update: Tensor,
+    initial: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    backend: str = "odd_even",
+) -> Tensor:
+    """``y_t = decay_t * y_{t-1} + update_t`` for all t at once.
+
+    Args:
+        decay: (B, T, ...) floating, broadcastable against ``update`` after the first two dims.
+        update: (B, T, ...) floating.
+        initial: (B, ...) the value before the first step; zeros when None.
+        reverse: run from the last step to the first (``y_t`` then follows ``y_{t+1}``).
+        backend: ``sequential``, ``odd_even`` or ``kogge_stone``.
+
+    Returns:
+        (B, T, ...) every ``y_t``.
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    if backend not in _SCANS:
+        raise ValueError(f"scan backend {backend!r} is none of {', '.join(_SCANS)}")
+    if reverse:
+        decay, update = decay.flip(1), update.flip(1)
+    if initial is not None:
+        first = update[:, :1] + decay[:, :1] * initial.unsqueeze(1)
+        update = torch.cat([first, update[:, 1:]], dim=1)
+    values = _SCANS[backend](decay, update)
+    return values.flip(1) if reverse else values
+
+
+# ------------------------------------------------------------------------------ linear attention
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    reset: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    *,
+    backend: str = "chunked",
+    chunk: int = 64,
+    return_states: bool = False,
+) -> AttentionOutput:
+    """Linear attention with data-dependent decay (PaMoRL, section 3.1).
+
+    ``S_t = diag(g_t) S_{t-1} + k_t^T v_t``, ``o_t = q_t S_t``, with ``S_{t-1}`` replaced by zeros
+    where ``reset_t`` is set.
+
+    Args:
+        q, k: (B, T, K) queries and keys.
+        v: (B, T, V) values.
+        log_decay: (B, T, K) ``log g_t``, at most 0.
+        reset: (B, T) bool or 0/1, or None for no resets.
+        initial_state: (B, K, V) ``S_0``; zeros when None.
+        backend: one of :data:`BACKENDS`.
+        chunk: chunk length of ``chunked``, rounded up to a power of two; at most
+            :data:`KEPT_CHUNK` with ``return_states``.
+        return_states: also return every ``S_t``; ``triton``, which writes none, leaves that to
+            ``chunked``.
+
+    Raises:
+        ValueError: unknown backend.
+        UserError: the backend does not run on this device.
+    """
+    check_backend(backend, q.device)
+    decay = log_decay.exp()
+    if reset is not None:
+        decay = decay.masked_fill(reset.bool().unsqueeze(-1), 0.0)
+    if backend == "chunked" or (backend == "triton" and return_states):
+        chunk = min(chunk, KEPT_CHUNK) if return_states else chunk
+        return _chunked_attention(q, k, v, decay, initial_state, chunk, return_states)
+    if backend == "triton":
+        from pwm_core.models.scan_triton import fused_recurrence
+
+        return AttentionOutput(*fused_recurrence(q, k, v, decay, initial_state), None)
+    update = k.unsqueeze(-1) * v.unsqueeze(-2)  # (B, T, K, V)
+    states = linear_recurrence(decay.unsqueeze(-1), update, initial_state, backend=backend)
+    output = (q.unsqueeze(-2) @ states).squeeze(-2)  # (B, T, V)
+    kept = None
+    if return_states:
+        kept = States(q.shape[1], states, torch.ones_like(decay).unsqueeze(2))
+    return AttentionOutput(output, states[:, -1], kept)
+
+
+class _Blocks(NamedTuple):
+    """Neighbouring blocks of h steps, each by itself: (B, n, m, ...), m to a chunk.
+
+    Attributes:
+        scores: (..., h, h), how much step i reads of step j: ``q_i . k_j`` with the decays in
+            between; or (..., h, h, K), ``k_j`` with those decays. 0 where j > i.
+        queries: (..., h, K), ``q_i`` (or 1) with the decays from the block's start to step i.
+        keys: (..., h, K), ``k_j`` with the decays after step j to the block's end.
+        decay: (..., 1, K) over the whole block.
+    """
+
+    scores: Tensor
+    queries: Tensor
+    keys: Tensor
+    decay: Tensor
+
+
+def _merge(blocks: _Blocks, product: Callable[[Tensor, Tensor], Tensor]) -> _Blocks:
+    """Pairs of neighbours into blocks of 2h steps: the right one reads the left one.
+
+    Decays are only ever multiplied, queries by those since the border and keys by those before it:
+    nothing overflows, a decay of 0 (a reset) is as good as any, and no small difference of large
+    logarithms is taken.
+    """
+    (scores, right_scores), (queries, right), (left, keys), (decay, right_decay) = (
+        x.unflatten(2, (-1, 2)).unbind(3) for x in blocks
+    )
+    across = product(right, left)  # (..., h, h) or (..., h, h, K)
+    above = torch.cat([scores, torch.zeros_like(scores)], dim=4)
+    below = torch.cat([across, right_scores], dim=4)
+    return _Blocks(
+        torch.cat([above, below], dim=3),
+        torch.cat([queries, right * decay], dim=3),
+        torch.cat([left * right_decay, keys], dim=3),
+        decay * right_decay,
+    )
+
+
+def _read_keys(queries: Tensor, keys: Tensor) -> Tensor:
+    """(..., h, K) and (..., h, K) -> (..., h, h)."""
+    return queries @ keys.transpose(-1, -2)
+
+
+def _decay_keys(decay: Tensor, keys: Tensor) -> Tensor:
+    """(..., h, K) and (..., h, K) -> (..., h, h, K)."""
+    return decay.unsqueeze(-2) * keys.unsqueeze(-3)
+
+
+def _chunked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    initial_state: Tensor | None,
+    chunk: int,
+    return_states: bool,
+) -> AttentionOutput:
+    """Single steps are merged to chunks of C, log2 C times, then one state a chunk is handed on.
+
+    With ``G_ji`` the product of the decays after step j up to step i, 0 being the chunk's start::
+
+        o_i = (q_i G_0i) S_0 + sum_{j<=i} (q_i . k_j G_ji) v_j
+    """
+    batch, length = q.shape[:2]
+    chunk = 1 << (min(chunk, length) - 1).bit_length()  # halves of halves
+    padding = -length % chunk
+    count = (length + padding) // chunk
+
+    def split(x: Tensor, fill: float = 0.0) -> Tensor:
+        """(B, T, ...) -> (B, n, C, ...); padded steps change nothing."""
+        x = torch.cat([x, x.new_full((batch, padding, *x.shape[2:]), fill)], 1) if padding else x
+        return x.reshape(batch, count, chunk, *x.shape[2:])
+
+    q, k, v, decay = split(q), split(k), split(v), split(decay, 1.0)
+    if return_states:  # the keys themselves are kept, for queries to come
+        scores, queries, product = k.unsqueeze(3), decay, _decay_keys
+    else:
+        scores, queries, product = (q * k).sum(-1, keepdim=True), q * decay, _read_keys
+    blocks = _Blocks(*(x.unsqueeze(3) for x in (scores, queries, k, decay)))
+    while blocks.scores.shape[3] < chunk:
+        blocks = _merge(blocks, product)
+    scores, queries, keys, carry = (x.squeeze(2) for x in blocks)
+
+    update = keys.transpose(-1, -2) @ v  # (B, n, K, V)
+    starts = [q.new_zeros(update[:, 0].shape) if initial_state is None else initial_state]
+    # unbind: its gradient is one stack; that of update[:, n] would fill all n chunks for each.
+    for gained, kept in zip(update.unbind(1), carry.transpose(-1, -2).unbind(1), strict=True):
+        starts.append(torch.addcmul(gained, kept, starts[-1]))
+    start = torch.stack(starts[:-1], dim=1)  # (B, n, K, V)
+    if return_states:
+        states = States(length, start, queries, scores, v)
+        output = states.read(q)
+    else:
+        states, output = None, queries @ start + scores @ v
+    return AttentionOutput(output.flatten(1, 2)[:, :length], starts[-1], states)

@@ -1,0 +1,206 @@
+"""The world model (PWM): encoder, posterior, sequence model, prior, decoder and heads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pwm_core.config import Models
+from pwm_core.models.distributions import (
+    Policy,
+    SymlogTwoHot,
+    categorical_entropy,
+    categorical_kl,
+    free_bits,
+    log_probs,
+    one_hot,
+    sample_index,
+    straight_through_sample,
+    unimix_probs,
+)
+from pwm_core.models.linear_attention import (
+    BlockStates,
+    ImaginedMemory,
+    RecurrentState,
+    SequenceModel,
+)
+from pwm_core.models.networks import NORM_EPS, BatchNorm1d, Codec, GatedUnit, head
+
+Metrics = dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """Replayed sequences, on the training device.
+
+    Attributes:
+        obs: (B, T, *observation_shape) as stored.
+        action: (B, T) int64 or (B, T, A) float32, taken at ``obs``.
+        reward: (B, T) float32 and
+        done: (B, T) bool, what followed the action.
+        is_first: (B, T) bool, ``obs`` begins an episode.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    done: Tensor
+    is_first: Tensor
+
+
+class Context(NamedTuple):
+    """Where imagination starts: N replayed states.
+
+    Attributes:
+        latent: (N, S) int64, classes of the posterior's ``z_{t+1}``.
+        deter: (N, D) ``deter_t``, zeros where step t+1 begins an episode.
+        begins: (N,) bool, where it does; the state after step t then counts as zeros.
+        steps: those steps t of every sequence, N = B * their number.
+        states: per block, the states after every step of the sequences.
+    """
+
+    latent: Tensor
+    deter: Tensor
+    begins: Tensor
+    steps: slice
+    states: list[BlockStates]
+
+    def recurrent_state(self, horizon: int) -> RecurrentState:
+        """The sequence model's state at every start, ready for ``horizon`` imagined steps."""
+        mask = self.begins.unsqueeze(-1)
+        previous = [
+            block.previous[:, self.steps].flatten(0, 1).masked_fill(mask, 0.0)
+            for block in self.states
+        ]
+        memories = [
+            ImaginedMemory(block.memory, self.steps, self.begins, horizon) for block in self.states
+        ]
+        return RecurrentState(previous, memories)
+
+
+class WorldModel(nn.Module):
+    """PWM (PaMoRL, section 3.1).
+
+    Args:
+        models: sizes and loss scales.
+        codec: encoder, decoder and reconstruction loss of the domain's observations.
+        policy: how actions are encoded, and how wide that is.
+    """
+
+    def __init__(self, models: Models, codec: Codec, policy: Policy) -> None:
+        super().__init__()
+        config, agent = models.WorldModel, models.Agent
+        self.config, self.codec, self.policy = config, codec, policy
+        self.stoch, self.classes = models.Stoch, models.Discrete
+        latent, width = models.Stoch * models.Discrete, models.Hidden
+        self.latent, self.width = latent, width
+        self.encoder, self.decoder = codec.encoder, codec.decoder
+        self.posterior = nn.Sequential(nn.Linear(codec.features, latent, bias=False))
+        if config.PosteriorNorm:
+            self.posterior.append(BatchNorm1d(latent, eps=NORM_EPS))
+        self.sequence = SequenceModel(models, policy.num_actions)
+        self.prior = nn.Sequential(
+            GatedUnit(width, config.BlockAct),
+            nn.Linear(width, latent),
+            BatchNorm1d(latent, eps=NORM_EPS),
+        )
+        for logits in (self.posterior, self.prior):
+            if isinstance(logits[-1], BatchNorm1d):
+                nn.init.constant_(logits[-1].weight, config.LatentGain)
+        self.reward_head = head(width, width, agent.Layers, models.Act, models.NumBin)
+        self.done_head = head(width, width, agent.Layers, models.Act, 1)
+        self.two_hot = SymlogTwoHot(models.NumBin, models.MaxBin)
+
+    def _probs(self, logits: Tensor) -> Tensor:
+        """(N, S*K) logits -> (N, S, K) float32 probabilities with the uniform mixed in."""
+        return unimix_probs(logits.view(-1, self.stoch, self.classes), self.config.Unimix)
+
+    def encode(self, prepared: Tensor) -> Tensor:
+        """Prepared observations (N, ...) -> the posterior's probabilities (N, S, K)."""
+        return self._probs(self.posterior(self.encoder(prepared)))
+
+    def predict_latent(self, deter: Tensor) -> Tensor:
+        """The prior ``p(z_{t+1} | deter_t)``: (N, D) -> probabilities (N, S, K)."""
+        return self._probs(self.prior(deter))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Class indices (N, S) int64 -> decoded observations (N, ...)."""
+        return self.decoder(one_hot(latent, self.classes).flatten(1))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The training objective (PaMoRL, equation 7) and its parts."""
+        size, length = batch.is_first.shape
+        prepared = self.codec.prepare(batch.obs.flatten(0, 1))
+        post = self.encode(prepared)  # (B*T, S, K)
+        stoch = straight_through_sample(post).flatten(1)  # (B*T, S*K)
+        recon_loss = self.codec.loss(self.decoder(stoch), prepared).mean()
+        deter, _ = self.sequence(
+            stoch.view(size, length, -1), self.policy.encode(batch.action), batch.is_first
+        )
+        flat = deter.flatten(0, 1)  # (B*T, D)
+        prior = self.predict_latent(flat)
+        reward_loss = self.two_hot.loss(self.reward_head(flat), batch.reward.flatten()).mean()
+        done_logit = self.done_head(flat).squeeze(-1).float()
+        done_loss = F.binary_cross_entropy_with_logits(done_logit, batch.done.flatten().float())
+        dyn_loss, rep_loss, real_kl = self._kl_losses(
+            log_probs(post).view(size, length, self.stoch, -1),
+            log_probs(prior).view(size, length, self.stoch, -1),
+            batch.is_first,
+        )
+        config = self.config
+        total = recon_loss + reward_loss + done_loss
+        total = total + config.DynScale * dyn_loss + config.RepScale * rep_loss
+        metrics = {
+            "recon_loss": recon_loss,
+            "reward_loss": reward_loss,
+            "done_loss": done_loss,
+            "dyn_loss": dyn_loss,
+            "rep_loss": rep_loss,
+            "real_kl": real_kl,
+            "vae_ent": categorical_entropy(log_probs(post.detach())).sum(-1).mean(),
+            "total_loss": total,
+            "clipped_rewards": self.two_hot.count_clipped(batch.reward),
+        }
+        return total, {name: value.detach() for name, value in metrics.items()}
+
+    def _kl_losses(
+        self, post: Tensor, prior: Tensor, is_first: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Dynamics and representation loss, and the bare KL, over pairs (t, t+1) of one episode.
+
+        ``post`` and ``prior`` are (B, T, S, K) log-probabilities, ``is_first`` (B, T).
+        """
+        post, prior = post[:, 1:], prior[:, :-1]
+        inside = (~is_first[:, 1:]).float()  # pairs that straddle a boundary take no part
+        count = inside.sum().clamp_min(1)
+
+        def mean(kl: Tensor) -> Tensor:
+            return (kl.sum(-1) * inside).sum() / count
+
+        dyn = mean(categorical_kl(post.detach(), prior))
+        rep = mean(categorical_kl(post, prior.detach()))
+        return free_bits(dyn, self.config.KLFree), free_bits(rep, self.config.KLFree), dyn
+
+    @torch.no_grad()
+    def context(self, batch: Batch, starts: int) -> Context:
+        """Replayed states to imagine from: those before the last ``starts`` steps of each
+        sequence (the very first step of a sequence has none before it). Call in eval mode."""
+        size, length = batch.is_first.shape
+        starts = min(starts, length - 1)
+        post = self.encode(self.codec.prepare(batch.obs.flatten(0, 1)))
+        latent = sample_index(post).view(size, length, -1)
+        action = self.policy.encode(batch.action)
+        deter, states = self.sequence(
+            latent[:, :-1], action[:, :-1], batch.is_first[:, :-1], return_states=True
+        )
+        begins = batch.is_first[:, length - starts :].flatten()  # (N,)
+        steps = slice(length - 1 - starts, length - 1)
+        deter = deter[:, steps].flatten(0, 1).masked_fill(begins.unsqueeze(-1), 0.0)
+        return Context(latent[:, length - starts :].flatten(0, 1), deter, begins, steps, states)
+
+    def predict(self, deter: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., D) -> expected reward (...) float32 and whether the episode goes on (...) bool."""
+        reward = self.two_hot.decode(self.reward_head(deter))
+        return reward, self.done_head(deter).squeeze(-1) < 0

@@ -1,0 +1,211 @@
+"""What an interrupted run goes on from, exactly.
+
+::
+
+    ckpt/<run name>/
+      resume/<step>.json      the point's files and their SHA-256; written last, so that a point
+                              either exists whole or not at all
+      resume/<step>.pt        optimisers, counters, random states, running episodes
+      checkpoints/<step>.pt   the weights, which evaluation reads too
+      replay/<from>-<to>.pt   transitions, each file written once
+
+A point needs the transitions since the one before only, however much the replay holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pwm_core.errors import UserError
+from pwm_core.runs.files import numbers, read_tensors, sha256, write_tensors, write_text
+from pwm_core.training.replay_buffer import ReplayBuffer
+
+POINTS = 2
+"""Points kept: should the newest be damaged, the one before serves."""
+FILE = re.compile(r"(checkpoints|resume|replay)/[0-9]{9,}(-[0-9]{9,})?\.pt")
+"""What a manifest may name."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A file with the steps [first, last) of every environment."""
+
+    first: int
+    last: int
+    sha256: str
+
+    @property
+    def file(self) -> str:
+        """Relative to the run's folder."""
+        return f"replay/{self.first:09d}-{self.last:09d}.pt"
+
+
+@dataclass
+class Point:
+    """One manifest: ``files`` are relative to the run's folder."""
+
+    step: int
+    files: dict[str, str]
+    chunks: list[Chunk] = field(default_factory=list)
+
+    def all_files(self) -> dict[str, str]:
+        """Every file that the point needs, with its SHA-256."""
+        return self.files | {chunk.file: chunk.sha256 for chunk in self.chunks}
+
+
+def _digest(point: dict[str, Any]) -> str:
+    """Of what a manifest says."""
+    return hashlib.sha256(json.dumps(point).encode()).hexdigest()
+
+
+class ResumePoints:
+    """Writes and reads the points of one run.
+
+    Args:
+        folder: the run's.
+        keep: points to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int = POINTS) -> None:
+        self.folder, self.keep = folder, keep
+        self._chunks: list[Chunk] = []
+
+    def save(self, step: int, files: dict[str, str], state: Any, replay: ReplayBuffer) -> None:
+        """Write the point of ``step``; ``files`` are those already written for it.
+
+        Raises:
+            OSError: it cannot be written; the points before are untouched.
+        """
+        self._save_transitions(replay)
+        name = f"resume/{step:09d}.pt"
+        files = {**files, name: write_tensors(self.folder / name, state)}
+        point = {
+            "step": step,
+            "files": files,
+            "chunks": [[chunk.first, chunk.last, chunk.sha256] for chunk in self._chunks],
+        }
+        manifest = {"point": point, "sha256": _digest(point)}
+        write_text(self._manifest(step), json.dumps(manifest) + "\n")
+        self._prune()
+
+    def _save_transitions(self, replay: ReplayBuffer) -> None:
+        """Write those that no chunk holds yet, and forget chunks that the ring has dropped."""
+        oldest = replay.total - replay.size
+        first = max(oldest, self._chunks[-1].last if self._chunks else 0)
+        if first < replay.total:
+            chunk = Chunk(first, replay.total, "")
+            digest = write_tensors(self.folder / chunk.file, replay.read(first, replay.total))
+            self._chunks.append(Chunk(first, replay.total, digest))
+        self._chunks = [chunk for chunk in self._chunks if chunk.last > oldest]
+
+    def _manifest(self, step: int) -> Path:
+        return self.folder / "resume" / f"{step:09d}.json"
+
+    def steps(self) -> list[int]:
+        """Of the points, ascending; nothing is checked."""
+        return numbers(self.folder / "resume", ".json")
+
+    def _prune(self) -> None:
+        """Remove old points, and what only they needed."""
+        for step in self.steps()[: -self.keep]:
+            self._manifest(step).unlink()
+        needed = self.needed()
+        for kind in ("resume/*.pt", "replay/*.pt"):
+            for path in self.folder.glob(kind):
+                if str(path.relative_to(self.folder)) not in needed:
+                    path.unlink()
+
+    def needed(self) -> set[str]:
+        """The files of all points, relative to the run's folder."""
+        names: set[str] = set()
+        for step in self.steps():
+            # What is damaged will be said when someone wants to go on from it.
+            with contextlib.suppress(UserError):
+                names |= self._read(step).all_files().keys()
+        return names
+
+    def _read(self, step: int) -> Point:
+        path = self._manifest(step)
+        try:
+            content = json.loads(path.read_bytes())
+            written = content["point"]
+            point = Point(step, dict(written["files"]), [Chunk(*row) for row in written["chunks"]])
+            own = {f"resume/{step:09d}.pt", f"checkpoints/{step:09d}.pt"}
+            good = content["sha256"] == _digest(written) and own <= point.files.keys()
+            good = good and all(FILE.fullmatch(name) for name in point.all_files())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            good = False
+        if not good:
+            raise UserError(f"{path} is damaged")
+        return point
+
+    def _check(self, step: int) -> Point:
+        """The point of ``step``, every file of it verified.
+
+        Raises:
+            UserError: names what is damaged or missing.
+        """
+        point = self._read(step)
+        for name, digest in point.all_files().items():
+            path = self.folder / name
+            try:
+                good = sha256(path) == digest
+            except OSError as error:
+                raise UserError(f"{path}: {error.strerror}") from None
+            if not good:
+                raise UserError(f"{path} is damaged (its checksum differs)")
+        return point
+
+    def newest(self) -> Point | None:
+        """The newest point that is whole, or None where there is none at all.
+
+        Raises:
+            UserError: there are points, but every one is damaged.
+        """
+        reasons = []
+        for step in reversed(self.steps()):
+            try:
+                point = self._check(step)
+            except UserError as reason:
+                reasons.append(str(reason))
+                print(f"warning: the checkpoint of step {step} is passed over: {reason}")
+                continue
+            self._chunks = point.chunks
+            for later in self.steps():
+                if later > step:
+                    self._manifest(later).unlink()
+            return point
+        if reasons:
+            raise UserError(
+                f"there is nothing whole to go on from in {self.folder / 'resume'}: {reasons[0]}; "
+                "move the run's folder away to start afresh"
+            )
+        return None
+
+    def state(self, point: Point) -> Any:
+        """What ``save`` got as ``state``; tensors in host memory."""
+        return read_tensors(self.folder / f"resume/{point.step:09d}.pt")
+
+    def transitions(self, point: Point) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """First step and fields of every chunk, in order."""
+        for chunk in point.chunks:
+            yield chunk.first, read_tensors(self.folder / chunk.file)
+
+    def clear(self) -> None:
+        """Remove all points: the run has ended."""
+        for step in self.steps():
+            self._manifest(step).unlink()
+        self._chunks = []
+        self._prune()
+        for name in ("resume", "replay"):
+            with contextlib.suppress(OSError):  # a replay on disk leaves its own files there
+                (self.folder / name).rmdir()

@@ -1,0 +1,276 @@
+"""A run's folder: config, metadata, metrics, checkpoints, videos.
+
+::
+
+    ckpt/<run name>/
+      config.yaml             the resolved config
+      run.json                task, seed, versions, commit, hardware
+      metrics.jsonl           one object per logged step
+      checkpoints/<step>.pt   weights of that step, for evaluation
+      resume/, replay/        what an interrupted run goes on from, see ``pwm_core.runs.checkpoint``
+      videos/                 what training logged to look at
+      lock                    held by the process that trains
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pwm_core.config import REPOSITORY, Config
+from pwm_core.config_file import dump_config, load_config
+from pwm_core.errors import UserError, closest
+from pwm_core.runs.checkpoint import ResumePoints
+from pwm_core.runs.files import numbers, read_tensors, remove_leftovers, write_tensors, write_text
+
+RUNS = REPOSITORY / "ckpt"
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[\w.+=-]{1,200}", name) or name.startswith("."):
+        shown = name if len(name) <= 60 else name[:57] + "..."
+        raise UserError(
+            f"run name {shown!r} is not valid: use up to 200 letters, digits, '.', '_', '-', '+' "
+            "and '=', the first one not a dot"
+        )
+    return name
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(``Section.Key``, value) of every key of a config."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _at(tree: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
+
+
+class RunFolder:
+    """Everything of one run, under ``ckpt/<run name>/`` at the repository's root."""
+
+    def __init__(self, name: str) -> None:
+        self.name = _check_name(name)
+        self.path = RUNS / name
+        self.points = ResumePoints(self.path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run of that name has begun."""
+        return self._config.is_file()
+
+    def refuse_existing(self) -> None:
+        """For a run that is to be a new one.
+
+        Raises:
+            UserError: there is one of that name already.
+        """
+        if self.exists:
+            raise UserError(
+                f"a run named {self.name} exists already in {self.path}: -resume goes on with it; "
+                "or choose another -n, or move that folder away"
+            )
+
+    def refuse_lost_points(self) -> None:
+        """For a run that has no point to go on from.
+
+        Raises:
+            UserError: it got far enough to have had one.
+        """
+        if len(self.steps()) > 1:
+            raise UserError(
+                f"run {self.name} got to step {self.steps()[-1]}, but there is nothing to go on "
+                f"from in {self.path / 'resume'}: move the run's folder away to start afresh"
+            )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while training. The kernel lets go of it when the process ends, however it ends.
+
+        Removes what a killed process left half written, and at the end the folder of a run that
+        did not begin.
+
+        Raises:
+            UserError: another process trains this run.
+        """
+        fresh = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / "lock"
+        with open(path, "ab+", buffering=0) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except BlockingIOError:
+                mine = False
+            if not mine:  # held by another, or removed by one that ended just now
+                file.seek(0)
+                owner = file.read(200).decode(errors="replace").strip() or "another process"
+                raise UserError(f"run {self.name} is being trained by {owner}")
+            with contextlib.suppress(OSError):  # on a full disk it is a lock without a name
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+            for name in ("", "resume", "replay", "checkpoints"):
+                remove_leftovers(self.path / name)
+            try:
+                yield
+            finally:
+                if fresh and not self.exists:
+                    self._discard()
+
+    def check_same(self, config: Config, metadata: dict[str, Any], defaults: str) -> None:
+        """For a run that is to go on.
+
+        Raises:
+            UserError: task, domain or config differ from those it began with.
+        """
+        before, now = self.config(defaults).model_dump(), config.model_dump()
+        was = self.metadata()
+        pairs = [(key, was.get(key), metadata[key]) for key in ("domain", "task")]
+        pairs += [(key, old, _at(now, key)) for key, old in _leaves(before)]
+        changes = [f"{key} was {old} and is {new}" for key, old, new in pairs if old != new]
+        if changes:
+            raise UserError(
+                f"run {self.name} cannot go on with other settings: {'; '.join(changes)}"
+            )
+
+    def _discard(self) -> None:
+        """Remove the folder of a run that did not begin, unless it holds more than the lock."""
+        with contextlib.suppress(OSError):
+            (self.path / "lock").unlink()
+            self.path.rmdir()
+
+    def finished(self, total: int) -> bool:
+        """Whether the run got to ``total`` steps; it can then not go on."""
+        return not self.points.steps() and bool(self.steps()) and self.steps()[-1] >= total
+
+    def note_versions(self, metadata: dict[str, Any]) -> None:
+        """Say what a run that goes on stands on now, where it differs from before."""
+        was = self.metadata()
+        before = was["versions"] if isinstance(was.get("versions"), dict) else {}
+        changed = [
+            f"{package} was {before.get(package)} and is {version}"
+            for package, version in metadata["versions"].items()
+            if before.get(package) != version
+        ]
+        changed += [
+            f"{key} was {was.get(key)} and is {metadata[key]}"
+            for key in ("commit", "hardware")
+            if was.get(key) != metadata[key]
+        ]
+        if changed:
+            print(f"note: the numbers may part from here on: {'; '.join(changed)}")
+
+    def begin(self, config: Config, metadata: dict[str, Any]) -> None:
+        """Write the resolved config and what the run stands on."""
+        write_text(self.path / "run.json", json.dumps(metadata, indent=2) + "\n")
+        write_text(self._config, dump_config(config))
+
+    @classmethod
+    def open(cls, name: str) -> RunFolder:
+        """A run that exists.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        folder = cls(name)
+        if not folder._config.is_file():
+            known = sorted(p.parent.name for p in RUNS.glob("*/config.yaml"))
+            hint = closest(name, known) or (f"; runs: {', '.join(known[:8])}" if known else "")
+            raise UserError(f"there is no run named {name} in {RUNS}{hint}")
+        return folder
+
+    def config(self, defaults: str) -> Config:
+        """The resolved config the run was started with; keys that are younger than the run have
+        the values of ``defaults``, its domain's full config."""
+        return load_config(self._config, defaults=defaults)
+
+    def metadata(self) -> dict[str, Any]:
+        """What ``run.json`` holds."""
+        try:
+            about = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            if isinstance(about["task"], str) and isinstance(about["domain"], str):
+                return about
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise UserError(f"{self.path / 'run.json'} is missing or damaged") from None
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics file."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def videos(self) -> Path:
+        """Where videos go."""
+        return self.path / "videos"
+
+    def checkpoint(self, step: int) -> Path:
+        """The weights saved at ``step``."""
+        return self.path / "checkpoints" / f"{step:09d}.pt"
+
+    def save(self, step: int, weights: dict[str, Any]) -> dict[str, str]:
+        """Write the weights of ``step``; returns the file's name in the folder and its SHA-256."""
+        path = self.checkpoint(step)
+        digest = write_tensors(path, {"step": step, **weights})
+        return {str(path.relative_to(self.path)): digest}
+
+    def prune(self, keep: int | None) -> None:
+        """Remove the weights of all but the newest ``keep`` checkpoints (None: of none) and of
+        those that the run could go on from."""
+        needed = self.points.needed()
+        for step in self.steps()[:-keep] if keep else []:
+            path = self.checkpoint(step)
+            if str(path.relative_to(self.path)) not in needed:
+                path.unlink()
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        return numbers(self.path / "checkpoints", ".pt")
+
+    def select(self, which: str) -> list[int]:
+        """``last``, ``all`` or a step -> steps.
+
+        Raises:
+            UserError: no such checkpoint.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"run {self.name} has no checkpoint yet")
+        if which == "all":
+            return steps
+        if which == "last":
+            return steps[-1:]
+        if not re.fullmatch("[0-9]+", which) or int(which) not in steps:
+            raise UserError(
+                f"-checkpoint {which}: run {self.name} has {', '.join(map(str, steps))}; "
+                "write last, all or one of them"
+            )
+        return [int(which)]
+
+    def load_weights(self, step: int, device: torch.device) -> dict[str, Any]:
+        """The weights saved at ``step``; tensors only, no code of the file is run.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        content = read_tensors(self.checkpoint(step), device)
+        if not isinstance(content, dict):
+            raise UserError(f"{self.checkpoint(step)} holds no weights")
+        return content

@@ -1,0 +1,350 @@
+"""Metrics and videos: always a local ``metrics.jsonl``; wandb and TensorBoard when asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import netrc
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pwm_core.errors import UserError
+from pwm_core.runs.files import replacing
+
+LOGGERS = ("wandb", "tensorboard")
+WANDB_MODES = ("online", "offline", "disabled")
+WANDB_TIMEOUT = 30
+"""Seconds to wait for wandb's server before recording offline."""
+FRAMES_PER_SECOND = 15
+
+
+class Sink(Protocol):
+    """Somewhere metrics go."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """All scalars of one step."""
+
+    def video(self, step: int, name: str, frames: np.ndarray, path: Path) -> None:
+        """``frames`` (T, H, W, 3) uint8, already written to ``path`` as mp4."""
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+class JsonLines:
+    """One JSON object per logged step, in the file when :meth:`log` returns. A number that is not
+    finite becomes null. While the disk is full the lines wait in memory.
+
+    Args:
+        path: appended to.
+        fresh: whether to empty it first.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        empty = os.O_TRUNC if fresh else 0
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | empty, 0o666)
+        self._end = os.fstat(self._file).st_size
+        self._waiting: list[bytes] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is in the file, made durable, and what waits."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file)
+        return {"size": self._end, "waiting": [line.decode() for line in self._waiting]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Cut off what was written since :meth:`state_dict`."""
+        self._end = min(self._end, state["size"])
+        os.ftruncate(self._file, self._end)
+        self._waiting = [line.encode() for line in state["waiting"]]
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append ``{"step": ..., name: value, ...}``."""
+        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        self._waiting.append((json.dumps({"step": step, **finite}) + "\n").encode())
+        self._write()
+
+    def _write(self) -> None:
+        """Write what waits; half a line is cut off again."""
+        warned = len(self._waiting) > 1
+        while self._waiting:
+            line = self._waiting[0]
+            try:
+                written = os.pwrite(self._file, line, self._end)
+                reason = "no space is left"
+            except OSError as error:
+                written, reason = 0, str(error.strerror)
+            if written < len(line):
+                os.ftruncate(self._file, self._end)
+                if not warned:
+                    print(f"warning: metrics.jsonl: {reason}; its lines wait in memory")
+                return
+            self._end += len(line)
+            self._waiting.pop(0)
+
+    def video(self, step: int, name: str, frames: np.ndarray, path: Path) -> None:
+        """Videos are files of their own."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._write()
+        if self._waiting:
+            print(f"warning: metrics.jsonl: {len(self._waiting)} lines could not be written")
+        os.close(self._file)
+
+
+def wandb_mode() -> str:
+    """``online`` when a key is set, else ``offline``; the variable ``WANDB_MODE`` decides first."""
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host or "")
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    return "online" if known else "offline"
+
+
+class Wandb:
+    """Weights & Biases, online with a key and offline without one."""
+
+    def __init__(
+        self, directory: Path, name: str, project: str, config: dict[str, Any], run_id: str
+    ) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("wandb is not installed: pip install wandb, or -logger none") from None
+        self._wandb = wandb
+        mode = wandb_mode()
+        if mode not in WANDB_MODES:
+            raise UserError(
+                f"WANDB_MODE={mode} is not valid: it must be {', '.join(WANDB_MODES)}, or unset"
+            )
+        if mode == "offline":
+            print(
+                "wandb: no API key is set, so the run is recorded offline in "
+                f"{directory / 'wandb'}; `wandb sync` uploads it, -logger none turns this off"
+            )
+        directory.mkdir(parents=True, exist_ok=True)
+
+        def begin(mode: str) -> Any:
+            return wandb.init(
+                project=project,
+                name=name,
+                dir=directory,
+                id=run_id,
+                resume="allow",
+                config=config,
+                group=config.get("task"),
+                mode=mode,
+                settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_TIMEOUT),
+            )
+
+        try:
+            self._run = begin(mode)
+        except Exception as error:  # not all of them are wandb.Error
+            reason = " ".join(str(error).split())[:300]
+            if mode != "online":
+                raise UserError(f"wandb cannot start: {reason}; or use -logger none") from None
+            print(f"wandb: the server cannot be used ({reason}); the run is recorded offline")
+            wandb.teardown()  # its process still holds the run's id
+            self._run = begin("offline")
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Queue the scalars of one step; the upload happens in wandb's own process."""
+        self._run.log({"step": step, **metrics})
+
+    def video(self, step: int, name: str, frames: np.ndarray, path: Path) -> None:
+        """Queue a video."""
+        self._run.log({"step": step, name: self._wandb.Video(str(path), format="mp4")})
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class TensorBoard:
+    """Event files for TensorBoard.
+
+    Args:
+        directory: the run's folder.
+        after: the step a resumed run goes on from; what was recorded beyond it is not shown.
+    """
+
+    def __init__(self, directory: Path, after: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "tensorboard is not installed: pip install tensorboard, or -logger none"
+            ) from None
+        self._writer = SummaryWriter(
+            str(directory / "tensorboard"), purge_step=after + 1 if after else None
+        )
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the scalars of one step."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def video(self, step: int, name: str, frames: np.ndarray, path: Path) -> None:
+        """TensorBoard shows a video as its frames side by side: (3, H, T*W)."""
+        strip = np.concatenate(list(frames[:: max(1, len(frames) // 8)]), axis=1)
+        self._writer.add_image(name, strip, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) -> None:
+    """``frames`` (T, H, W, 3) uint8 to ``path`` as H.264 that a browser plays."""
+    import imageio.v3 as imageio
+
+    video = imageio.imwrite(
+        "<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=fps
+    )
+    with replacing(path) as temporary:  # PyAV would leave half a video on a full disk
+        temporary.write_bytes(video)
+
+
+def parse_loggers(text: str) -> list[str]:
+    """``wandb,tensorboard`` or ``none`` -> names.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["none"] or not names:
+        return []
+    for name in names:
+        if name not in LOGGERS:
+            raise UserError(
+                f"-logger {text}: {name!r} is not one of {', '.join(LOGGERS)}; or write none"
+            )
+    return names
+
+
+class Tracker:
+    """Gathers the metrics of a step and hands them on once, as one record.
+
+    Only ``metrics.jsonl`` matters to a run: a sink or a video that fails is warned of, and training
+    goes on.
+
+    Args:
+        metrics: the file of JSON lines, which come first.
+        videos: where video files go.
+        sinks: beside the JSON lines.
+    """
+
+    def __init__(self, metrics: JsonLines, videos: Path, sinks: list[Sink]) -> None:
+        self.metrics = metrics
+        self._sinks: list[Sink] = [metrics, *sinks]
+        self._videos = videos
+        self._step, self._pending = 0, dict[str, float]()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Add ``metrics`` to the record of ``step``; it is written when a later step comes."""
+        if step != self._step:
+            self.flush()
+            self._step = step
+        self._pending.update(metrics)
+
+    def video(self, step: int, name: str, frames: np.ndarray) -> None:
+        """Keep ``frames`` (T, H, W, 3) uint8 as ``videos/<name>_<step>.mp4`` and hand them on."""
+        path = self._videos / f"{name.split('/')[-1].lower()}_{step:09d}.mp4"
+        try:
+            write_video(path, frames)
+        except OSError as error:  # PyAV's errors are OSErrors too
+            reason = error.strerror or error
+            print(f"warning: {path} could not be written: {reason}; training goes on")
+            return
+        self._each(lambda sink: sink.video(step, name, frames, path))
+
+    def flush(self) -> None:
+        """Write the pending record."""
+        if self._pending:
+            self._each(lambda sink: sink.log(self._step, self._pending))
+            self._pending = {}
+
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        """Call every sink; one that fails is dropped."""
+        for sink in list(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:
+                if sink is self.metrics:
+                    raise
+                self._sinks.remove(sink)
+                name, reason = type(sink).__name__, " ".join(str(error).split())
+                print(f"warning: {name} failed and is left out from now on: {reason[:300]}")
+
+    def close(self) -> None:
+        """Write what is pending and close every sink."""
+        self.flush()
+        self._each(lambda sink: sink.close())
+
+
+def progress_bar(total: int, unit: str, *, initial: int = 0) -> tqdm:
+    """A bar with mean speed and time left; in a log file a line every ten seconds is enough."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(
+        total=total,
+        initial=initial,
+        unit=unit,
+        smoothing=0.0,
+        mininterval=interval,
+        dynamic_ncols=True,
+    )
+
+
+class MeanMetrics:
+    """Means of device scalars over many updates; the device is asked once, at :meth:`take`.
+
+    A value that is not finite does not count; where none is, the mean is NaN.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # names -> (2, names) sums and counts
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Add one update's scalars, which stay where they are."""
+        names = tuple(metrics)
+        values = torch.stack([value.detach().float() for value in metrics.values()]).double()
+        finite = torch.isfinite(values)
+        pair = torch.stack([values.masked_fill(~finite, 0.0), finite.double()])
+        self._sums[names] = self._sums[names] + pair if names in self._sums else pair
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call."""
+        means = {}
+        for names, pair in self._sums.items():
+            for name, total, count in zip(names, *pair.tolist(), strict=True):
+                means[name] = total / count if count else math.nan
+        self._sums = {}
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        return {"names": [list(names) for names in self._sums], "sums": list(self._sums.values())}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """The inverse of :meth:`state_dict`."""
+        sums = (pair.to(device) for pair in state["sums"])
+        self._sums = dict(zip(map(tuple, state["names"]), sums, strict=True))

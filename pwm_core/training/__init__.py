@@ -1,0 +1,1 @@
+"""Training and evaluating one agent: update, replay, loop, evaluation, videos."""

@@ -1,0 +1,279 @@
+"""The replay: one ring per environment, uniform sequences, never across the write head."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pwm_core.errors import UserError
+from pwm_core.models.world_model import Batch
+from pwm_core.runtime import to_device
+
+HEADROOM = 0.2
+"""Share of the free memory that ``auto`` leaves to the networks and their activations."""
+
+
+class Field(NamedTuple):
+    """Shape of one stored value and its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class TransitionSpec:
+    """What one transition of a domain holds beside reward, done and is_first."""
+
+    obs: Field
+    action: Field
+
+    def fields(self) -> dict[str, Field]:
+        """All fields by name, in the order of :class:`Batch`."""
+        return {
+            "obs": self.obs,
+            "action": self.action,
+            "reward": Field((), torch.float32),
+            "done": Field((), torch.bool),
+            "is_first": Field((), torch.bool),
+        }
+
+    def nbytes(self, transitions: int) -> int:
+        """Bytes that ``transitions`` take."""
+        sizes = (
+            int(np.prod(field.shape)) * torch.empty((), dtype=field.dtype).element_size()
+            for field in self.fields().values()
+        )
+        return transitions * sum(sizes)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken, on a CUDA device or on the host."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        entries = dict(line.split(":", 1) for line in lines)
+        free = int(entries["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(free, _container_bytes())
+
+
+def _container_bytes() -> int:
+    """What a container's own limit (cgroup v2) leaves; huge where there is none."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        stat = (group / "memory.stat").read_text(encoding="ascii").split()
+        cached = int(stat[stat.index("inactive_file") + 1])  # given back when memory is needed
+        return limit - used + cached
+    except (OSError, ValueError):  # no such file, or "max"
+        return sys.maxsize
+
+
+def _refuse_what_does_not_fit(needed: int, free: int, place: str) -> None:
+    if needed > free:
+        raise UserError(
+            f"the replay needs {needed / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free on "
+            f"{place}: lower JointTrainAgent.BufferMaxLength or choose another "
+            "JointTrainAgent.BufferStorage (device, memory or disk)"
+        )
+
+
+def _place(storage: str, needed: int, device: torch.device) -> torch.device:
+    """The device to allocate on.
+
+    Raises:
+        UserError: it does not fit where the config wants it.
+    """
+    if storage == "auto":
+        fits = needed < (1 - HEADROOM) * _free_bytes(device)
+        storage = "device" if fits else "memory"
+    target = device if storage == "device" else torch.device("cpu")
+    _refuse_what_does_not_fit(needed, _free_bytes(target), str(target))
+    return target
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Take the blocks now: should the disk fill up later, writing a hole is a bus error."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        raise UserError(f"the replay cannot be laid out in {path}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+class ReplayBuffer:
+    """Transitions of N environments in rings of ``capacity / N`` steps each.
+
+    Args:
+        spec: what a transition holds.
+        num_envs: N.
+        capacity: transitions over all environments.
+        device: where batches are delivered.
+        storage: ``auto``, ``device``, ``memory`` or ``disk``.
+        directory: where ``disk`` puts its files.
+
+    Attributes:
+        total: steps of each environment stored since the run began, dropped ones included.
+
+    Raises:
+        UserError: the buffer does not fit.
+    """
+
+    def __init__(
+        self,
+        spec: TransitionSpec,
+        num_envs: int,
+        capacity: int,
+        device: torch.device,
+        *,
+        storage: str = "auto",
+        directory: Path | None = None,
+    ) -> None:
+        self.num_envs, self.length = num_envs, capacity // num_envs
+        self.device = device
+        needed = spec.nbytes(num_envs * self.length)
+        shapes = {
+            name: ((num_envs, self.length, *field.shape), field.dtype)
+            for name, field in spec.fields().items()
+        }
+        if storage == "disk":
+            self._data = self._on_disk(directory, shapes, needed)
+        else:
+            place = _place(storage, needed, device)
+            self._data = {
+                name: torch.zeros(shape, dtype=dtype, device=place)
+                for name, (shape, dtype) in shapes.items()
+            }
+        self.place = self._data["obs"].device
+        self.total = 0
+        # The same two on the device, so that sampling needs no host round trip.
+        self._window = torch.zeros(2, dtype=torch.int64, device=self.place)
+        self._env = torch.arange(num_envs, device=self.place)
+
+    @staticmethod
+    def _on_disk(
+        directory: Path | None,
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]],
+        needed: int,
+    ) -> dict[str, Tensor]:
+        """Memory-mapped files, one per field."""
+        if directory is None:
+            raise ValueError("storage 'disk' needs a directory")
+        directory.mkdir(parents=True, exist_ok=True)
+        present = sum(path.stat().st_blocks * 512 for path in directory.glob("*.bin"))
+        free = shutil.disk_usage(directory).free + present
+        _refuse_what_does_not_fit(needed, free, str(directory))
+        for name, (shape, dtype) in shapes.items():
+            _allocate(directory / f"{name}.bin", math.prod(shape) * dtype.itemsize)
+        return {
+            name: torch.from_file(
+                str(directory / f"{name}.bin"), shared=True, size=math.prod(shape), dtype=dtype
+            ).view(shape)
+            for name, (shape, dtype) in shapes.items()
+        }
+
+    @property
+    def head(self) -> int:
+        """The ring position written next."""
+        return self.total % self.length
+
+    @property
+    def size(self) -> int:
+        """Steps held of each environment."""
+        return min(self.total, self.length)
+
+    def __len__(self) -> int:
+        """Transitions held, over all environments."""
+        return self.size * self.num_envs
+
+    def add(
+        self,
+        obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        is_first: np.ndarray,
+    ) -> None:
+        """Store one step of all N environments: every argument is (N, ...).
+
+        ``action`` was taken at ``obs``; ``reward`` and ``done`` followed it.
+        """
+        values = (obs, action, reward, done, is_first)
+        for stored, value in zip(self._data.values(), values, strict=True):
+            stored[:, self.head] = to_device(value, stored.device)
+        self.total += 1
+        self._move_window()
+
+    def _move_window(self) -> None:
+        oldest = (self.total - self.size) % self.length
+        self._window.copy_(to_device(torch.tensor([oldest, self.size]), self.place))
+
+    def read(self, first: int, last: int) -> dict[str, Tensor]:
+        """The steps [first, last) of every environment, counted from the run's first: each field
+        (N, last - first, ...) in host memory.
+
+        Raises:
+            ValueError: the ring does not hold them all.
+        """
+        if not self.total - self.size <= first <= last <= self.total:
+            raise ValueError(f"the replay holds the steps {self.total - self.size}:{self.total}")
+        steps = torch.arange(first, last, device=self.place) % self.length
+        return {name: stored[:, steps].cpu() for name, stored in self._data.items()}
+
+    def write(self, first: int, fields: dict[str, Tensor]) -> None:
+        """Put back what :meth:`read` gave from ``first`` on; what the ring dropped since is not.
+
+        The steps become the newest of the ring; call in their order.
+        """
+        last = first + fields["obs"].shape[1]
+        kept = max(first, last - self.length)
+        steps = torch.arange(kept, last, device=self.place) % self.length
+        for name, stored in self._data.items():
+            stored[:, steps] = fields[name][:, kept - first :].to(stored.device)
+        self.total = last
+        self._move_window()
+
+    def count_not_finite(self) -> dict[str, int]:
+        """Of each field that can hold such values, how many stored ones are NaN or infinite."""
+        return {
+            name: int((~torch.isfinite(stored[:, : self.size])).sum())
+            for name, stored in self._data.items()
+            if stored.is_floating_point()
+        }
+
+    def sample_indices(self, batch_size: int, length: int) -> tuple[Tensor, Tensor]:
+        """Uniform starts: environments (B,) in equal shares, and ring positions (B, T).
+
+        Raises:
+            ValueError: fewer than ``length`` steps are stored.
+        """
+        if self.size < length:
+            raise ValueError(f"{self.size} steps are stored, a sequence needs {length}")
+        rows = torch.arange(batch_size, device=self.place)
+        shift = torch.randint(self.num_envs, (1,), device=self.place)
+        env = (rows + shift) % self.num_envs
+        oldest, size = self._window[0], self._window[1]
+        fraction = torch.rand(batch_size, dtype=torch.float64, device=self.place)
+        start = oldest + (fraction * (size - length + 1)).long()
+        steps = torch.arange(length, device=self.place)
+        return env, (start.unsqueeze(1) + steps) % self.length
+
+    def sample(self, batch_size: int, length: int) -> Batch:
+        """``batch_size`` sequences of ``length`` steps on the training device."""
+        env, steps = self.sample_indices(batch_size, length)
+        picked = (stored[env.unsqueeze(1), steps] for stored in self._data.values())
+        return Batch(*(to_device(value, self.device) for value in picked))

@@ -1,0 +1,190 @@
+"""Objects that hold environments, in processes of their own.
+
+A method is called in two halves: ``send`` starts the call and ``receive`` waits for its result, so
+that several workers compute at once while the caller does something else::
+
+    workers = [Worker("package.module:Factory", os.environ) for _ in range(2)]
+    for worker in workers:
+        worker.send("method", 1, 2)
+    results = [worker.receive() for worker in workers]
+    stop(workers)
+
+The worker calls ``Factory()``; should that fail, the first ``receive`` says so. When it leaves it
+calls the object's ``close()``. :class:`InProcess` has the same methods and needs no process.
+
+A worker imports the factory's module and nothing else: unlike a process that multiprocessing
+spawns it does not run the caller's main script, which would load torch in each of them and fail
+where the script has no main guard. For the same reason this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from operator import methodcaller
+from typing import Any
+
+from pwm_core.errors import UserError
+
+_RECEIVE_FIRST = "send: the result of the call before has not been received"
+_SEND_FIRST = "nothing to receive: there was no send before it"
+
+
+class WorkerDiedError(UserError):
+    """A worker's process is gone."""
+
+
+class InProcess:
+    """Calls the methods of an object of the calling process as a :class:`Worker` would.
+
+    A call runs in ``receive``, so that what was queued on a GPU after ``send`` goes on meanwhile.
+    """
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+        self._call: Callable[[Any], Any] | None = None
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Keep the call for ``receive``."""
+        if self._call is not None:
+            raise RuntimeError(_RECEIVE_FIRST)
+        self._call = methodcaller(method, *arguments)
+
+    def receive(self) -> Any:
+        """Make the call; raises what it raises."""
+        if self._call is None:
+            raise RuntimeError(_SEND_FIRST)
+        call, self._call = self._call, None
+        return call(self.target)
+
+
+# The parent's sys.path comes before any import but sys's: a worker finds what the parent finds.
+_MAIN = """\
+import sys
+sys.path[:] = {path!a}
+from pwm_dmc.workers import _serve
+_serve({descriptor}, {factory!r})
+"""
+
+
+class Worker:
+    """The caller's end of a process that holds an object.
+
+    It leaves when :func:`stop` asks it to, and by itself when this object or the calling process
+    is gone, however that ended.
+
+    Args:
+        factory: ``package.module:name`` of what returns the object when called without arguments.
+        environ: the environment variables of the process.
+    """
+
+    def __init__(self, factory: str, environ: Mapping[str, str]) -> None:
+        self.pipe, child = multiprocessing.Pipe()
+        main = _MAIN.format(path=sys.path, descriptor=child.fileno(), factory=factory)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", main],
+            pass_fds=(child.fileno(),),
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
+        child.close()  # the worker has the only copy left, so its death is an end of file here
+        self._called = False
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Start a call of one of the object's methods.
+
+        Raises:
+            WorkerDiedError: the process has died.
+            RuntimeError: the result of the call before has not been received.
+        """
+        if self._called:
+            raise RuntimeError(_RECEIVE_FIRST)
+        try:
+            self.pipe.send((method, arguments))
+        except OSError:
+            raise self._death() from None
+        self._called = True
+
+    def receive(self) -> Any:
+        """Wait for the call's result.
+
+        Raises:
+            WorkerDiedError: the process has died.
+            UserError: the call raised one.
+            RuntimeError: the call raised something else, and this holds its traceback; or there
+                was no call.
+        """
+        if not self._called:
+            raise RuntimeError(_SEND_FIRST)
+        try:
+            error, result = self.pipe.recv()
+        except (EOFError, OSError):
+            raise self._death() from None
+        self._called = False
+        if error is not None:
+            raise error(result)
+        return result
+
+    def _death(self) -> WorkerDiedError:
+        stop([self])
+        reason = exit_reason(self.process.returncode)
+        return WorkerDiedError(f"a process that runs environments has died: {reason}")
+
+
+def stop(workers: Sequence[Worker]) -> None:
+    """Let the processes finish the call at hand and leave; harmless when repeated.
+
+    All close at the same time. One that has not left after 10 s is killed.
+    """
+    for worker in workers:
+        worker.pipe.close()
+    for worker in workers:
+        try:
+            worker.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+
+
+def exit_reason(returncode: int) -> str:
+    """Why a process ended, from ``subprocess``'s return code: ``killed by SIGKILL``."""
+    if returncode < 0:
+        return f"killed by {signal.Signals(-returncode).name}"
+    return f"exit status {returncode}"
+
+
+def available_cpus() -> int:
+    """The CPUs this process may use: containers and batch systems often grant fewer than all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _serve(descriptor: int, factory: str) -> None:
+    """A worker's main loop: answer calls until the parent closes the pipe, or dies."""
+    pipe = Connection(descriptor)
+    failure, target = _answer(lambda name: pkgutil.resolve_name(name)(), factory)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            method, arguments = pipe.recv()
+            call = methodcaller(method, *arguments)
+            pipe.send((failure, target) if failure else _answer(call, target))
+    if not failure:
+        target.close()  # at the interpreter's shutdown not everything can be freed any more
+
+
+def _answer(call: Callable[[Any], Any], argument: Any) -> tuple[type[Exception] | None, Any]:
+    """Returns no error and the result, or the error to raise in the parent and its text."""
+    try:
+        return None, call(argument)
+    except UserError as error:
+        return UserError, str(error)
+    except Exception:
+        return RuntimeError, "in a process that runs environments:\n" + traceback.format_exc()

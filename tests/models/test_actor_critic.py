@@ -1,0 +1,450 @@
+"""Actor and critic against losses computed one element at a time; imagined rollouts by hand."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Independent, Normal
+
+from pwm_core.config import Config
+from pwm_core.config_file import load_config
+from pwm_core.models.actor_critic import ActorCritic, ReturnScale
+from pwm_core.models.distributions import sample_index
+from pwm_core.models.imagination import Trajectory, imagine
+from tests.helpers import (
+    CLASSES,
+    STOCH,
+    WIDTH,
+    Data,
+    as_vector,
+    load_small,
+    make_actor_critic,
+    make_agent,
+    make_world_model,
+    replace_at,
+    written_out,
+)
+
+KINDS = pytest.mark.parametrize("discrete", [True, False])
+SLOW = pytest.mark.parametrize("slow", ["true", "false"])
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+GAMMA = 0.9
+
+
+def make_states(*shape: int) -> tuple[Tensor, Tensor]:
+    """Random deter (..., D) and latent (..., S)."""
+    return torch.randn(*shape, WIDTH), torch.randint(CLASSES, (*shape, STOCH))
+
+
+def make_trajectory(model: ActorCritic, rows: int = 5, horizon: int = 7) -> Trajectory:
+    """Random states and rewards, actions of the model itself, two predicted ends."""
+    torch.manual_seed(3)
+    deter, latent = make_states(rows, horizon + 1)
+    discount = torch.full((rows, horizon), GAMMA)
+    discount[0, min(2, horizon - 1)] = discount[-1, -1] = 0.0
+    with torch.no_grad():
+        output = model.actor(deter[:, :-1], latent[:, :-1])
+        action = model.policy.sample(output)
+        log_prob = model.policy.log_prob(output, action)
+    reward = 3 * torch.randn(rows, horizon)
+    return Trajectory(deter, latent, action, log_prob, reward, discount)
+
+
+# ------------------------------------------------------------------------------------------ start
+
+
+@KINDS
+def test_a_new_agent_values_everything_at_zero_and_has_no_preference(discrete: bool) -> None:
+    config = load_small()
+    model = make_actor_critic(config, discrete=discrete, fresh=True)
+    states = make_states(4, 6)
+    value = model.two_hot.decode(model.critic(*states))
+    torch.testing.assert_close(value, torch.zeros(4, 6), rtol=0, atol=1e-6)
+    assert (model.actor(*states) == 0).all()
+    if discrete:
+        entropy = model.policy.entropy(model.actor(*states))
+        torch.testing.assert_close(entropy, torch.full((4, 6), float(np.log(3))))
+    world_model = make_world_model(config, discrete=discrete, fresh=True)
+    reward, goes_on = world_model.predict(torch.randn(4, 6, WIDTH))
+    torch.testing.assert_close(reward, torch.zeros(4, 6), rtol=0, atol=1e-6)
+    assert not goes_on.any()  # at a logit of exactly 0: not below it
+
+
+# ------------------------------------------------------------------------------------------- loss
+
+
+class Expected(NamedTuple):
+    policy_loss: Tensor
+    value_loss: Tensor
+    weighted_entropy: Tensor
+    entropy: Tensor
+    scale: Tensor
+    returns: Tensor
+    advantage: Tensor
+
+
+def loss_by_hand(model: ActorCritic, trajectory: Trajectory, config: Config) -> Expected:
+    """SPEC 3, element by element, from fresh percentiles; differentiable."""
+    deter, latent, action, _, reward, discount = trajectory
+    latent = as_vector(latent)  # the layers then multiply where they otherwise pick rows
+    rows, horizon = reward.shape
+    top = config.Models.MaxBin
+    bins = torch.linspace(-top, top, config.Models.NumBin)
+
+    def decode(logits: Tensor) -> Tensor:
+        mean = (logits.detach().softmax(-1) * bins).sum()
+        return mean.sign() * (mean.abs().exp() - 1)
+
+    def lambda_returns(value: list[Tensor], b: int) -> list[Tensor]:
+        after, found = value[horizon], []
+        for t in reversed(range(horizon)):
+            blend = (1 - config.Models.Lambda) * value[t + 1] + config.Models.Lambda * after
+            after = reward[b, t] + discount[b, t] * blend
+            found.insert(0, after)
+        return found
+
+    critics = [model.critic] if model.slow_critic is None else [model.critic, model.slow_critic]
+    logits = [[critic(deter[b], latent[b]) for b in range(rows)] for critic in critics]
+    values = [[[decode(x) for x in row] for row in rows_] for rows_ in logits]
+    returns = [[lambda_returns(row, b) for b, row in enumerate(rows_)] for rows_ in values]
+
+    flat = np.array(returns[0]).flatten()
+    low, high = 0.01 * np.quantile(flat, 0.05), 0.01 * np.quantile(flat, 0.95)
+    scale = torch.tensor(max(1.0, high - low))
+
+    sums = torch.zeros(4)
+    advantages = torch.zeros(rows, horizon)
+    for b in range(rows):
+        weight = 1.0
+        for t in range(horizon):
+            output = model.actor(deter[b, t], latent[b, t])
+            if model.policy.discrete:
+                policy = Categorical(logits=output)
+            else:
+                mean, raw = output.chunk(2)
+                policy = Independent(Normal(mean.tanh(), 0.1 + 0.9 * (raw + 2).sigmoid()), 1)
+            advantage = (returns[0][b][t] - values[0][b][t]) / scale
+            advantages[b, t] = advantage
+            policy_loss = -weight * policy.log_prob(action[b, t]) * advantage
+            targets = [model.two_hot.encode(rows_[b][t]) for rows_ in returns]
+            log_probs = logits[0][b][t].log_softmax(-1)
+            value_loss = weight * -sum((target * log_probs).sum() for target in targets)
+            entropy = policy.entropy()
+            sums = sums + torch.stack([policy_loss, value_loss, weight * entropy, entropy])
+            weight = weight * discount[b, t].item()
+    means = sums / (rows * horizon)
+    return Expected(*means, scale, torch.tensor(flat).float(), advantages)
+
+
+@KINDS
+@SLOW
+@pytest.mark.parametrize("shape", [(5, 7), (6, 6), (1, 4), (4, 1)])
+def test_the_loss_is_the_one_computed_by_hand(
+    shape: tuple[int, int], slow: str, discrete: bool
+) -> None:
+    """Defect 4: nothing broadcasts, and defect 5: nothing after an end counts."""
+    config = load_small(f"Models.Agent.SlowCritic={slow}", "Models.Agent.EntropyCoef=0.1")
+    model = make_actor_critic(config, discrete=discrete)
+    trajectory = make_trajectory(model, *shape)
+    expected = loss_by_hand(model, trajectory, config)
+    total = expected.policy_loss + expected.value_loss - 0.1 * expected.weighted_entropy
+    total.backward()
+    wanted = {n: p.grad for n, p in model.named_parameters()}
+    model.zero_grad()
+
+    loss, metrics = model.loss(trajectory)
+    loss.backward()
+    torch.testing.assert_close(loss, total, **CLOSE)
+    for name in ("policy_loss", "value_loss", "entropy", "scale"):
+        torch.testing.assert_close(metrics[name], getattr(expected, name).detach(), **CLOSE)
+    torch.testing.assert_close(metrics["lambda_return"], expected.returns.mean(), **CLOSE)
+    torch.testing.assert_close(metrics["norm_adv"], expected.advantage.mean(), **CLOSE)
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith("slow_critic")
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, wanted[name], **CLOSE)
+
+
+def losses_and_gradients(model: ActorCritic, trajectory: Trajectory) -> list[Tensor]:
+    model.zero_grad()
+    model.return_scale.percentiles.zero_()
+    loss, metrics = model.loss(trajectory)
+    loss.backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return [metrics["policy_loss"], metrics["value_loss"], loss.detach(), *gradients]
+
+
+@KINDS
+def test_nothing_after_a_predicted_end_counts(discrete: bool) -> None:
+    model = make_actor_critic(load_small(), discrete=discrete)
+    trajectory = make_trajectory(model)  # row 0 ends at step 2
+    before = losses_and_gradients(model, trajectory)
+    for step, counts in ((2, True), (3, False), (4, False)):
+        changes = {
+            "reward": replace_at(trajectory.reward, 0, step, torch.tensor(5.0)),
+            "deter": replace_at(trajectory.deter, 0, step, torch.ones(WIDTH)),
+            "latent": replace_at(trajectory.latent, 0, step, 4 - trajectory.latent[0, step]),
+        }
+        for name, value in changes.items():
+            after = losses_and_gradients(model, trajectory._replace(**{name: value}))
+            same = [torch.allclose(x, y, **CLOSE) for x, y in zip(before, after, strict=True)]
+            assert (not any(same)) if counts else all(same), (step, name)
+
+
+@KINDS
+@SLOW
+def test_pete_and_lambda_returns_agree_at_the_first_update(slow: str, discrete: bool) -> None:
+    found = []
+    for returns in ("lambda", "pete"):
+        config = load_small(f"Models.Agent.Returns={returns}", f"Models.Agent.SlowCritic={slow}")
+        model = make_actor_critic(config, discrete=discrete)
+        trajectory = make_trajectory(model)
+        found.append(losses_and_gradients(model, trajectory))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+    # Later the policy is no longer the one that acted: PETE corrects for that.
+    moved = trajectory._replace(log_prob=trajectory.log_prob - 0.5)
+    assert not torch.allclose(found[1][2], losses_and_gradients(model, moved)[2], rtol=1e-3)
+
+
+@pytest.mark.parametrize("scan", ["sequential", "odd_even", "kogge_stone"])
+def test_the_scan_of_the_returns_does_not_matter(scan: str) -> None:
+    model = make_actor_critic(load_small(f"Models.Agent.ReturnScan={scan}"))
+    other = make_actor_critic(load_small())
+    trajectory = make_trajectory(model)
+    pairs = (losses_and_gradients(m, trajectory) for m in (model, other))
+    for one, two in zip(*pairs, strict=True):
+        torch.testing.assert_close(one, two, **CLOSE)
+
+
+# ------------------------------------------------------------------------ scale and slow critic
+
+
+def test_the_return_scale_is_a_moving_average_from_zero_and_at_least_1() -> None:
+    scale = ReturnScale(0.05, 0.95, 0.99)
+    assert scale.percentiles.tolist() == [0.0, 0.0]
+    torch.manual_seed(0)
+    low = high = 0.0
+    seen = []
+    for update in range(400):
+        returns = 5 + (10 if update < 200 else 0.1) * torch.randn(6, 15)
+        found = scale(returns.requires_grad_())
+        low = 0.99 * low + 0.01 * np.quantile(returns.detach().numpy(), 0.05)
+        high = 0.99 * high + 0.01 * np.quantile(returns.detach().numpy(), 0.95)
+        torch.testing.assert_close(found.item(), max(1.0, high - low), rtol=1e-4, atol=1e-4)
+        assert not found.requires_grad
+        seen.append(found.item())
+    assert seen[0] == 1.0
+    assert seen[199] > 20
+    assert set(scale.state_dict()) == {"percentiles"}
+
+
+def test_a_large_scale_divides_the_advantage() -> None:
+    model = make_actor_critic(load_small())
+    trajectory = make_trajectory(model)
+    _, before = model.loss(trajectory)
+    model.return_scale.percentiles.copy_(torch.tensor([-500.0, 500.0]))
+    _, after = model.loss(trajectory)
+    assert after["scale"] > 900
+    torch.testing.assert_close(
+        before["policy_loss"], after["policy_loss"] * after["scale"] / before["scale"], **CLOSE
+    )
+
+
+def test_the_slow_critic_starts_as_the_critic_and_follows_by_tau() -> None:
+    config = load_small("Models.Tau=0.25", "Models.Agent.LR=0.01", "JointTrainAgent.AgentUpdate=2")
+    fresh = make_actor_critic(config, fresh=True)
+    for slow, fast in zip(fresh.slow_critic.parameters(), fresh.critic.parameters(), strict=True):
+        torch.testing.assert_close(slow, fast, rtol=0, atol=0)
+
+    model = make_actor_critic(config)
+    before = [p.clone() for p in model.slow_critic.parameters()]
+    critic = [p.clone() for p in model.critic.parameters()]
+    model.update_slow_critic()
+    for slow, old, fast in zip(model.slow_critic.parameters(), before, critic, strict=True):
+        assert not slow.requires_grad
+        torch.testing.assert_close(slow, 0.75 * old + 0.25 * fast)
+    for now, fast in zip(model.critic.parameters(), critic, strict=True):
+        torch.testing.assert_close(now, fast, rtol=0, atol=0)
+
+    agent = make_agent(config)
+    slow = [p.clone() for p in agent.actor_critic.slow_critic.parameters()]
+    trained = {
+        id(p)
+        for group in agent.updaters["ActorCritic"].optimizer.param_groups
+        for p in group["params"]
+    }
+    assert trained.isdisjoint(id(p) for p in agent.actor_critic.slow_critic.parameters())
+    agent.train_actor_critic(make_trajectory(agent.actor_critic))  # AgentUpdate = 2 updates
+    moved = agent.actor_critic.slow_critic.parameters()
+    assert all((old != new).any() for old, new in zip(slow, moved, strict=True))
+
+
+def test_without_a_slow_critic_there_is_none() -> None:
+    model = make_actor_critic(load_small("Models.Agent.SlowCritic=false"))
+    assert model.slow_critic is None
+    model.update_slow_critic()
+    assert not any(name.startswith("slow") for name in model.state_dict())
+
+
+# ---------------------------------------------------------------------------------------- actions
+
+
+def test_executed_actions_are_clipped_and_greedy_is_tanh_of_the_mean() -> None:
+    """Defect 8."""
+    model = make_actor_critic(load_small(), discrete=False)
+    with torch.no_grad():
+        model.actor.rest[-1].bias.copy_(torch.tensor([3.0, -3.0, 0.0, 5.0, 5.0, 5.0]))
+    states = make_states(500)
+    output = model.actor(*states)
+    torch.testing.assert_close(model.act(*states, greedy=True), output[:, :3].tanh())
+    torch.manual_seed(0)
+    drawn = model.policy.sample(output)
+    torch.manual_seed(0)
+    action = model.act(*states)
+    torch.testing.assert_close(action, drawn.clamp(-1, 1))
+    assert drawn.abs().max() > 1.5
+    assert action.abs().max() == 1
+
+
+def test_discrete_actions_are_drawn_and_greedy_is_the_most_probable() -> None:
+    model = make_actor_critic(load_small())
+    states = [x.expand(4000, -1) for x in make_states(1)]
+    probs = model.actor(*states)[0].softmax(-1)
+    shares = torch.bincount(model.act(*states), minlength=3) / 4000
+    torch.testing.assert_close(shares, probs, rtol=0, atol=0.03)
+    assert (model.act(*states, greedy=True) == probs.argmax()).all()
+
+
+# ------------------------------------------------------------------------------------- imagination
+
+
+def test_gamma_is_per_frame_on_atari() -> None:
+    full = "config_files/atari.yaml"
+    assert load_config(full).discount == pytest.approx(0.997**4)
+    assert load_config(full, overrides=["BasicSettings.FrameSkip=2"]).discount == 0.997**2
+    assert load_config(full, overrides=["Models.GammaPerFrame=false"]).discount == 0.997
+
+
+@KINDS
+@torch.no_grad()
+def test_an_imagined_rollout_follows_from_its_own_actions(discrete: bool) -> None:
+    """deter of step h from latent and action of h-1, latent from that deter, reward after it."""
+    config = load_small("Models.WorldModel.Unimix=0")
+    agent = make_agent(config, discrete=discrete)
+    model, actor_critic = agent.world_model.eval(), agent.actor_critic
+    model.prior[-1].weight *= 1e4  # the prior is certain: what it draws can be predicted
+    batch = Data(firsts=((0, 3), (1, 5)), discrete=discrete).batch(config)
+    context = model.context(batch, 4)
+    model.done_head[-1].bias -= model.done_head(context.deter).mean()
+    kept = written_out(context)
+    found = imagine(model, actor_critic, context, 10, GAMMA)
+
+    count, policy = 3 * 4, actor_critic.policy
+    assert [x.shape[:2] for x in found] == [*[(count, 11)] * 2, *[(count, 10)] * 4]
+    state = written_out(context)
+    deter, latent = context.deter, context.latent
+    ends = torch.zeros(2)
+    for h in range(10):
+        torch.testing.assert_close(found.deter[:, h], deter, **CLOSE)
+        assert torch.equal(found.latent[:, h], latent)
+        output, action = actor_critic.actor(deter, as_vector(latent)), found.action[:, h]
+        log_prob = policy.log_prob(output, action)
+        torch.testing.assert_close(found.log_prob[:, h], log_prob, **CLOSE)
+        taken = torch.eye(3)[action] if discrete else action.clamp(-1, 1)
+        deter = model.sequence.step(as_vector(latent), taken, state)
+        latent = model.predict_latent(deter).argmax(-1)
+        reward = model.two_hot.decode(model.reward_head(deter))
+        goes_on = model.done_head(deter).squeeze(-1) < 0
+        torch.testing.assert_close(found.reward[:, h], reward, **CLOSE)
+        torch.testing.assert_close(found.discount[:, h], GAMMA * goes_on.float())
+        ends += torch.stack([goes_on.sum(), (~goes_on).sum()])
+    torch.testing.assert_close(found.deter[:, 10], deter, **CLOSE)
+    assert torch.equal(found.latent[:, 10], latent)
+    assert ends.min() > 0  # both kinds were seen
+    assert discrete or found.action.abs().max() > 1  # as drawn, so that log_prob is of what it is
+    for now, before in zip(written_out(context).memories, kept.memories, strict=True):
+        torch.testing.assert_close(now.memory, before.memory, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("sequences", "context", "starts"), [(8, 16, 12), (2, 3, 6), (1, 1, 1)])
+def test_the_agent_imagines_from_as_many_states_as_configured(
+    sequences: int, context: int, starts: int
+) -> None:
+    """Of 4 sequences of 4 steps; the first step of each has no deter before it."""
+    config = load_small(
+        f"JointTrainAgent.ImagineBatchSize={sequences}",
+        f"JointTrainAgent.ImagineContext={context}",
+        "JointTrainAgent.ImagineHorizon=4",
+    )
+    agent = make_agent(config)
+    trajectory = agent.imagine(Data(4, 4).batch(config))
+    assert trajectory.reward.shape == (starts, 4)
+    assert set(trajectory.discount.unique().tolist()) <= {0.0, np.float32(config.discount)}
+    assert not any(field.requires_grad for field in trajectory)
+
+
+@KINDS
+@torch.no_grad()
+def test_acting_and_imagining_meet_the_same_states(discrete: bool) -> None:
+    """What the agent carries through an episode is the context of the replayed one."""
+    config = load_small("Models.WorldModel.Unimix=0")
+    agent = make_agent(config, discrete=discrete)
+    model = agent.world_model.eval()
+    model.posterior[-1].weight *= 1e4  # a certain posterior: nothing is drawn
+    firsts = ((0, 0), (1, 0), (2, 0), (1, 4))
+    batch = Data(3, 7, firsts, discrete=discrete).batch(config)
+    post = model.encode(model.codec.prepare(batch.obs.flatten(0, 1)))
+    latent = sample_index(post).view(3, 7, -1)
+    state, deters, actions = agent.initial_state(3), [], []
+    for t in range(7):
+        deter = state.deter.masked_fill(batch.is_first[:, t, None], 0.0)
+        first = batch.is_first[:, t].numpy()
+        action = agent.act(batch.obs[:, t].numpy(), first, state, greedy=True)
+        greedy = agent.actor_critic.act(deter, latent[:, t], greedy=True).numpy()
+        np.testing.assert_allclose(action, greedy, rtol=1e-4, atol=1e-5)
+        deters.append(deter)
+        actions.append(action)
+    replayed = batch._replace(action=torch.tensor(np.stack(actions, 1)))
+    context = model.context(replayed, 6)
+    torch.testing.assert_close(context.deter, torch.stack(deters[1:], 1).flatten(0, 1), **CLOSE)
+
+
+@pytest.fixture
+def with_autocast(monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A config that computes in bfloat16, on a CPU that would have to emulate it too."""
+    monkeypatch.setattr("pwm_core.training.agent.has_bfloat16", lambda _device: True)
+    return load_small("BasicSettings.UseAmp=true")
+
+
+@KINDS
+def test_rollouts_and_losses_are_float32_under_autocast(
+    with_autocast: Config, discrete: bool
+) -> None:
+    agent = make_agent(with_autocast, discrete=discrete)
+    batch = Data(firsts=((0, 3),), discrete=discrete).batch(with_autocast)
+    metrics = agent.train_world_model(batch)
+    trajectory = agent.imagine(batch)
+    metrics |= agent.train_actor_critic(trajectory)
+    metrics |= {k: v for k, v in trajectory._asdict().items() if v.is_floating_point()}
+    assert {k: v.dtype for k, v in metrics.items() if v.dtype != torch.float32} == {}
+    assert all(torch.isfinite(value).all() for value in metrics.values())
+
+
+@KINDS
+def test_acting_under_autocast_keeps_its_state_in_float32(
+    with_autocast: Config, discrete: bool
+) -> None:
+    agent = make_agent(with_autocast, discrete=discrete)
+    batch = Data(discrete=discrete).batch(with_autocast)
+    state = agent.initial_state(3)
+    for t, first in enumerate(([1, 1, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0])):
+        action = agent.act(batch.obs[:, t].numpy(), np.array(first, bool), state)
+        assert action.dtype == batch.action[:, t].numpy().dtype
+    for value in (state.deter, *(memory.memory for memory in state.recurrent.memories)):
+        assert value.dtype == torch.float32
+        assert torch.isfinite(value).all()

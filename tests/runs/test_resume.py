@@ -1,0 +1,447 @@
+"""A run that is interrupted and resumed is the run that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pwm_core.errors import UserError
+from pwm_core.eval import evaluate_run
+from pwm_core.runs import run_folder
+from pwm_core.runs.checkpoint import ResumePoints, _digest
+from pwm_core.runs.files import sha256, write_text
+from pwm_core.runs.run_folder import RunFolder
+from pwm_core.runtime import random_state, set_random_state
+from pwm_core.training import evaluation
+from tests.helpers_envs import counting_domain
+from tests.helpers_runs import (
+    PONG,
+    CrashError,
+    RunTree,
+    assert_same_run,
+    atari,
+    crash_at,
+    dmc,
+    folder,
+    last_step,
+    train_counting,
+    wait_for,
+    wait_for_step,
+)
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and scores lie under the test's own folder."""
+    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
+    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
+
+
+QUICK = ("JointTrainAgent={BufferWarmUp: 37, SampleMaxSteps: 45, SaveEverySteps: 20}",)
+"""Points at 20 and 40, three updates before the second and five after."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of :data:`QUICK` that nothing interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder, "RUNS", tmp_path_factory.mktemp("whole"))
+        train_counting("whole", overrides=QUICK)
+        return folder("whole")
+
+
+# ------------------------------------------------------------------------------------------ exact
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "one, wrapping, lines across points": {
+        "overrides": ["JointTrainAgent={BufferMaxLength: 17, LogEverySteps: 11}"]
+    },
+    "three": {"lengths": (5, 6, 9)},
+    "two on disk, wrapping, pete": {
+        "overrides": [
+            "JointTrainAgent={BufferMaxLength: 38, BufferStorage: disk}",
+            "Models.Agent.Returns=pete",
+        ],
+        "lengths": (5, 8),
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_five_crashes_change_nothing(variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the warm-up, between points, and with an episode running."""
+    options = dict(VARIANTS[variant])
+    loop = "JointTrainAgent={SaveEverySteps: 4, SampleMaxSteps: 48}"
+    # A policy that stays uniform would not show what it acts on.
+    options["overrides"] = [*options.get("overrides", []), loop, "Models.Agent.LR=0.1"]
+    train_counting("whole", **options)
+    rng = random.Random(variant)
+    envs = len(options.get("lengths", (7,)))
+    for _ in range(5):
+        step = rng.randint(4 // envs, 9 // envs)
+        with pytest.raises(CrashError):
+            train_counting("run", "-resume", hook=crash_at(step), **options)
+    steps = ResumePoints(folder("run")).steps()
+    assert steps, "something was there to go on from"
+    train_counting("run", "-resume", **options)
+    assert f"going on from step {steps[-1]}:" in capsys.readouterr().out
+    assert_same_run(folder("whole"), folder("run"))
+    assert {p.name for p in folder("run").iterdir()} == {p.name for p in folder("whole").iterdir()}
+
+
+@pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_crash_in_any_write_of_a_checkpoint_changes_nothing(
+    stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every (by default: every sixth) file that is put in place or removed, from the first to
+    the last of a run."""
+    loop = "JointTrainAgent={SampleMaxSteps: 9, SaveEverySteps: 3, BufferWarmUp: 6}"
+    options: dict[str, Any] = {"overrides": [loop, "JointTrainAgent.BufferMaxLength=4"]}
+    operations = [(os, "replace"), (Path, "unlink")]
+    left = 10**9
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:  # and again in what cleans up: a killed process does not
+                raise CrashError
+            return real(*arguments, **keywords)
+
+        return call
+
+    for owner, name in operations:
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    train_counting("whole", **options)
+    count = 10**9 - left
+    assert count > 30
+    for survived in range(stride - 1, count, stride):
+        name = f"run{survived}"
+        left = survived
+        with pytest.raises(CrashError):
+            train_counting(name, **options)
+        left = 10**9
+        train_counting(name, "-resume", **options)
+        assert_same_run(folder("whole"), folder(name))
+        assert not list(folder(name).rglob(".*.tmp")), "what the crash left half written is gone"
+
+
+def test_every_random_generator_comes_back() -> None:
+    rng = np.random.default_rng(3)
+
+    def draw() -> list[float]:
+        ours = (random.random(), np.random.normal(), torch.randn(()).item(), rng.normal())
+        return [*map(float, ours), float(rng.integers(1 << 40))]
+
+    draw()
+    np.random.normal()  # leaves half of a pair behind
+    state = random_state(rng)
+    expected = draw()
+    random.seed(9), np.random.seed(9), torch.manual_seed(9)
+    assert draw() != expected
+    set_random_state(state, rng)
+    assert draw() == expected
+
+
+def test_a_point_writes_new_transitions_only() -> None:
+    """However much the replay holds, no transition is written twice."""
+    seen: dict[str, int] = {}
+
+    def hook(step: int, env: Any) -> None:
+        for path in folder("run").glob("replay/*.pt"):
+            assert seen.setdefault(path.name, path.stat().st_ino) == path.stat().st_ino
+
+    save = "JointTrainAgent={SaveEverySteps: 10, TrainModelEverySteps: 5, TrainAgentEverySteps: 5}"
+    train_counting("run", overrides=[save], hook=hook)
+    spans = sorted(tuple(map(int, name.removesuffix(".pt").split("-"))) for name in seen)
+    assert spans == [(first, first + 10) for first in range(0, 50, 10)]
+
+
+def test_chunks_that_the_ring_has_dropped_are_removed() -> None:
+    held: list[set[str]] = []
+    options = ["JointTrainAgent={SaveEverySteps: 5, BufferMaxLength: 12, BufferWarmUp: 50}"]
+    with pytest.raises(CrashError):
+        train_counting("run", overrides=options, hook=crash_at(52))
+    held = sorted(path.name for path in folder("run").glob("replay/*.pt"))
+    # The point of step 45 needs the steps from 33 on.
+    assert held == [f"{first:09d}-{first + 5:09d}.pt" for first in range(30, 50, 5)]
+
+
+# -------------------------------------------------------------------------------- begin, refuse
+
+
+def test_resume_begins_where_there_is_nothing(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_counting("run", "-resume", overrides=QUICK)
+    assert "training count" in capsys.readouterr().out
+    assert_same_run(whole, folder("run"))
+
+
+def test_an_existing_run_is_refused_with_the_way_on() -> None:
+    interrupted()
+    before = {path: path.read_bytes() for path in folder("run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"run exists already in .*: -resume goes on with it"):
+        train_counting("run")
+    assert {p: p.read_bytes() for p in folder("run").rglob("*") if p.is_file()} == before
+
+
+def test_other_settings_are_refused_with_all_differences() -> None:
+    interrupted()
+    changed = [*QUICK, "Models.Gamma=0.5", "JointTrainAgent.BatchSize=5"]
+    with pytest.raises(UserError, match="other settings") as raised:
+        train_counting("run", "-resume", "-seed", "9", overrides=changed)
+    differences = str(raised.value).partition("settings: ")[2]
+    assert set(differences.split("; ")) == {
+        "BasicSettings.Seed was 0 and is 9",
+        "Models.Gamma was 0.997 and is 0.5",
+        "JointTrainAgent.BatchSize was 3 and is 5",
+    }
+    with pytest.raises(UserError, match="task was count and is other"):
+        train_counting("run", "-resume", "-env_name", "other", overrides=QUICK)
+
+
+def test_a_finished_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    train_counting("run", overrides=QUICK)
+    before = {path: path.read_bytes() for path in folder("run").rglob("*.*")}
+    capsys.readouterr()
+    train_counting("run", "-resume", overrides=QUICK)
+    assert capsys.readouterr().out == "run run is finished: 45 steps; nothing to resume\n"
+    assert {path: path.read_bytes() for path in folder("run").rglob("*.*")} == before
+
+
+def test_what_changed_since_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    path = interrupted() / "run.json"
+    path.write_text(path.read_text().replace(f'"{torch.__version__}"', '"1.0"'))
+    train_counting("run", "-resume", overrides=QUICK)
+    note = f"the numbers may part from here on: torch was 1.0 and is {torch.__version__}"
+    assert note in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_keep(keep: int, whole: Path) -> None:
+    """The newest K weights; those that the run could go on from as long as it could."""
+    options: dict[str, Any] = {"overrides": [*QUICK, "JointTrainAgent.SaveEverySteps=10"]}
+    with pytest.raises(CrashError):
+        train_counting("run", "-keep", str(keep), hook=crash_at(42), **options)
+    assert RunFolder("run").steps() == [10, 20, 30, 40][-max(2, keep) :]
+    damage(folder("run") / "resume" / "000000040.pt", "cut")
+    train_counting("run", "-resume", "-keep", str(keep), **options)
+    assert RunFolder("run").steps() == [10, 20, 30, 40, 45][-keep:]
+    assert_same_run(whole, folder("run"))
+
+
+def test_all_weights_are_kept_by_default(whole: Path) -> None:
+    assert sorted(int(path.stem) for path in whole.glob("checkpoints/*")) == [20, 40, 45]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "²"])
+def test_keep_is_a_count(value: str) -> None:
+    with pytest.raises(UserError, match=f"-keep: {value} is not"):
+        train_counting("run", "-keep", value)
+
+
+# ----------------------------------------------------------------------------------------- damage
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+
+
+def interrupted() -> Path:
+    """A run with the points 20 and 40 that ended at step 43."""
+    with pytest.raises(CrashError):
+        train_counting("run", overrides=QUICK, hook=crash_at(43))
+    assert ResumePoints(folder("run")).steps() == [20, 40]
+    return folder("run")
+
+
+OF_POINT = {
+    "state": "resume/{0:09d}.pt",
+    "manifest": "resume/{0:09d}.json",
+    "weights": "checkpoints/{0:09d}.pt",
+}
+
+
+@pytest.mark.parametrize("how", ["cut", "flip", "gone"])
+@pytest.mark.parametrize("what", ["state", "weights", "chunk", "manifest"])
+def test_the_point_before_serves(
+    what: str, how: str, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = interrupted() / {**OF_POINT, "chunk": "replay/000000020-000000040.pt"}[what].format(40)
+    damage(path, how)
+    train_counting("run", "-resume", overrides=QUICK)
+    said = capsys.readouterr().out
+    assert "going on from step 20:" in said
+    if (what, how) != ("manifest", "gone"):  # then no trace of that point is left
+        assert "warning: the checkpoint of step 40 is passed over: " in said
+        assert path.name in said
+    assert_same_run(whole, folder("run"))
+
+
+@pytest.mark.parametrize("what", [*OF_POINT, "chunk"])
+def test_nothing_whole_is_one_line(what: str) -> None:
+    """A chunk that both points share is enough."""
+    run = interrupted()
+    names = [OF_POINT[what].format(step) for step in (20, 40)] if what in OF_POINT else []
+    for name in names or ["replay/000000000-000000020.pt"]:
+        damage(run / name, "flip")
+    before = {path: path.read_bytes() for path in run.rglob("*.*")}
+    with pytest.raises(UserError, match="there is nothing whole to go on from") as raised:
+        train_counting("run", "-resume", overrides=QUICK)
+    assert "\n" not in str(raised.value)
+    assert "damaged" in str(raised.value)
+    assert {path: path.read_bytes() for path in run.rglob("*.*")} == before
+
+
+def test_a_run_that_lost_its_points_does_not_begin_over_what_is_left() -> None:
+    run = interrupted()
+    for path in run.glob("resume/*.json"):
+        path.unlink()
+    metrics = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="got to step 40, but there is nothing to go on from"):
+        train_counting("run", "-resume", overrides=QUICK)
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+class Code:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (os.mkdir, (str(self.path),))
+
+
+def rewrite_manifest(run: Path, step: int) -> None:
+    """Make every checksum right again, as an attacker would."""
+    path = run / "resume" / f"{step:09d}.json"
+    point = json.loads(path.read_text())["point"]
+    point["files"] = {name: sha256(run / name) for name in point["files"]}
+    point["chunks"] = [
+        [first, last, sha256(run / f"replay/{first:09d}-{last:09d}.pt")]
+        for first, last, _ in point["chunks"]
+    ]
+    write_text(path, json.dumps({"point": point, "sha256": _digest(point)}))
+
+
+@pytest.mark.parametrize("what", ["state", "weights", "chunk"])
+def test_code_in_a_checkpoint_does_not_run(what: str, tmp_path: Path) -> None:
+    run, marker = interrupted(), tmp_path / "marker"
+    path = run / {**OF_POINT, "chunk": "replay/000000020-000000040.pt"}[what].format(40)
+    torch.save({"step": Code(marker)}, path)
+    rewrite_manifest(run, 40)
+    with pytest.raises(UserError, match="cannot be read"):
+        train_counting("run", "-resume", overrides=QUICK)
+    if what == "weights":
+        with pytest.raises(UserError, match="cannot be read"):
+            evaluate_run(counting_domain((7,))[0], ["-n", "run", "-device", "cpu"])
+    assert not marker.exists()
+    with pytest.raises(FileExistsError):  # the bait would have worked
+        (torch.load(path, weights_only=False), torch.load(path, weights_only=False))
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("key", ["acting", "updaters", "env", "random", "metrics_file", "obs"])
+def test_a_point_of_another_version_is_one_line(key: str) -> None:
+    run = interrupted()
+    path = run / "resume" / "000000040.pt"
+    state = torch.load(path, weights_only=True)
+    del state[key]
+    torch.save(state, path)
+    rewrite_manifest(run, 40)
+    with pytest.raises(UserError, match=f"another version of this code .*{key}"):
+        train_counting("run", "-resume", overrides=QUICK)
+
+
+def test_episodes_that_cannot_be_played_again_are_closed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As after an update of the simulator: said, and the run goes on."""
+    run = interrupted()
+    path = run / "resume" / "000000040.pt"
+    state = torch.load(path, weights_only=True)
+    state["obs"] += 1
+    torch.save(state, path)
+    rewrite_manifest(run, 40)
+    train_counting("run", "-resume", overrides=QUICK)
+    assert "could not be played again" in capsys.readouterr().out
+    assert RunFolder("run").steps()[-1] == 45
+
+
+# ----------------------------------------------------------------------------- real runs, killed
+
+
+def killed_five_times(tree: RunTree, domain: str, argv: list[str], first: int, last: int) -> None:
+    """SIGKILL at five random steps, and once at a random moment of the start."""
+    name, rng = argv[1], random.Random(argv[1])
+    run = tree.folder(name)
+    job = tree.start(domain, *argv)
+    time.sleep(rng.uniform(0, 1.5))
+    job.kill()
+    assert job.wait() == -signal.SIGKILL
+    for step in sorted(rng.sample(range(first, last), 5)):
+        job = tree.start(domain, *argv, "-resume")
+        wait_for_step(job, run, step)
+        time.sleep(rng.uniform(0, 0.1))
+        job.kill()
+        assert job.wait() == -signal.SIGKILL, "it ended before it was killed"
+    job = tree.start(domain, *argv, "-resume").ended()
+    assert re.search("^going on from step [1-9]", job.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("domain", "make", "override", "first", "last"),
+    [
+        ("dmc", dmc, "BasicSettings.Seed=4", 420, 820),
+        ("dmc", dmc, "JointTrainAgent.BufferStorage=disk", 420, 820),
+        ("atari", atari, "BasicSettings.Seed=4", 120, 280),
+        ("atari", atari, "JointTrainAgent.NumEnvs=3", 120, 280),
+    ],
+    ids=["dmc", "dmc on disk", "atari", "atari, three games"],
+)
+def test_sigkill(
+    domain: str, make: Callable[..., list[str]], override: str, first: int, last: int, tree: RunTree
+) -> None:
+    """Four cartpoles in worker processes with a ring that wraps; Pong likewise."""
+    suffix = re.sub(r"\W", "", override)
+    argv, whole = (make(f"{domain}{kind}{suffix}", override) for kind in ("killed", "whole"))
+    tree.start(domain, *whole).ended()
+    killed_five_times(tree, domain, argv, first, last)
+    assert_same_run(tree.folder(whole[1]), tree.folder(argv[1]))
+
+
+def test_one_sigkill(tree: RunTree, pong: Path) -> None:
+    """The same once, with -deterministic; and what held the lock is dead."""
+    argv = [*atari("two", PONG, "JointTrainAgent.SaveEverySteps=15"), "-deterministic"]
+    job = tree.start("atari", *argv)
+    wait_for(lambda: last_step(tree.folder("two")) >= 120)
+    tree.start("atari", *argv, "-resume").refused(f"is being trained by process {job.pid} on ")
+    tree.start("atari", *argv).refused("-resume")
+    job.kill()
+    assert job.wait() == -signal.SIGKILL
+    assert (tree.folder("two") / "lock").exists()
+    tree.start("atari", *argv, "-resume").ended()
+    assert_same_run(pong, tree.folder("two"))

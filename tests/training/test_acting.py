@@ -1,0 +1,118 @@
+"""Acting: state that stays in place, and the CUDA graph that needs it to."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from pwm_core.runtime import to_device, use_tensor_float
+from pwm_core.training.acting import ActingState
+from pwm_core.training.agent import Agent
+from tests.helpers import Data, load_small, make_actor_critic, make_world_model
+
+ENVS, STEPS = 3, 12
+FIRSTS = ((0, 0), (1, 0), (2, 0), (1, 5), (2, 9))
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+def make_agent(
+    compile_mode: str, device: str, *, discrete: bool = True, amp: bool = False
+) -> Agent:
+    settings = f"{{Compile: {compile_mode}, TF32: false, UseAmp: {str(amp).lower()}}}"
+    config = load_small(f"BasicSettings={settings}")
+    world_model = make_world_model(config, discrete=discrete)
+    actor_critic = make_actor_critic(config, discrete=discrete)
+    return Agent(config, world_model, actor_critic, torch.device(device))
+
+
+def tensors(state: ActingState) -> list[torch.Tensor]:
+    stored = state.state_dict()
+    return [stored["deter"], *stored["previous"], *stored["memories"]]
+
+
+def act(agent: Agent, *, discrete: bool, greedy: bool) -> tuple[np.ndarray, list[torch.Tensor]]:
+    """Actions (T, N, ...) of :data:`STEPS` acting steps from one seed, and the state after them.
+    Halfway other weights are loaded and the state of two steps before is put back."""
+    torch.manual_seed(5)
+    batch = Data(ENVS, STEPS, FIRSTS, discrete=discrete).batch(agent.config)
+    state, actions = agent.initial_state(ENVS), []
+    for t in range(STEPS):
+        if t == STEPS // 2 - 2:
+            before = copy.deepcopy(state.state_dict())
+        if t == STEPS // 2:
+            weights = copy.deepcopy(agent.weights())
+            weights["actor_critic"] = {k: -v for k, v in weights["actor_critic"].items()}
+            agent.load_weights(weights)
+            state.load_state_dict(before)
+        obs, first = batch.obs[:, t].numpy(), batch.is_first[:, t].numpy()
+        actions.append(agent.act(obs, first, state, greedy=greedy))
+    return np.stack(actions), tensors(state)
+
+
+def test_the_state_moves_on_in_the_same_tensors() -> None:
+    agent = make_agent("off", "cpu")
+    batch = Data(ENVS, STEPS, FIRSTS).batch(agent.config)
+    state = agent.initial_state(ENVS)
+    places, before = [x.data_ptr() for x in tensors(state)], [x.clone() for x in tensors(state)]
+    agent.act(batch.obs[:, 0].numpy(), batch.is_first[:, 0].numpy(), state)
+    assert [x.data_ptr() for x in tensors(state)] == places
+    assert not any(torch.equal(x, y) for x, y in zip(tensors(state), before, strict=True))
+    other = agent.initial_state(ENVS)
+    other.load_state_dict(state.state_dict())
+    assert other.deter.data_ptr() != places[0]
+    for x, y in zip(tensors(state), tensors(other), strict=True):
+        assert torch.equal(x, y)
+
+
+@needs_cuda
+def test_what_is_handed_over_may_be_overwritten() -> None:
+    value = np.arange(6, dtype=np.float32)
+    moved = to_device(value, torch.device("cuda"))
+    value[:] = 0
+    assert moved.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_tensor_float_is_a_setting(enabled: bool) -> None:
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        use_tensor_float(enabled)
+        assert [backend.allow_tf32 for backend in backends] == [enabled, enabled]
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+
+
+@needs_cuda
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("amp", [True, False])
+def test_recorded_acting_is_eager_acting(greedy: bool, discrete: bool, amp: bool) -> None:
+    """Sampled actions too: a replayed graph draws what eager calls would have drawn."""
+    kind = {"discrete": discrete, "amp": amp}
+    eager = act(make_agent("off", "cuda", **kind), discrete=discrete, greedy=greedy)
+    recorded = act(make_agent("graph", "cuda", **kind), discrete=discrete, greedy=greedy)
+    np.testing.assert_allclose(recorded[0], eager[0], rtol=1e-4, atol=1e-5)
+    for one, other in zip(recorded[1], eager[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_acting_never_asks_the_device(discrete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, whose tensors cannot be read; a tensor left on the CPU raises there."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    meta, agent = torch.device("meta"), make_agent("off", "cpu", discrete=discrete)
+    agent.world_model.to(meta).eval()
+    agent.actor_critic.to(meta)
+    agent.device = meta
+    batch = Data(ENVS, STEPS, FIRSTS, discrete=discrete).batch(agent.config)
+    state = agent.initial_state(ENVS)
+    action = agent._act(batch.obs[:, 0].to(meta), batch.is_first[:, 0].to(meta), state, False)
+    assert action.device == meta
+    assert len(action) == ENVS

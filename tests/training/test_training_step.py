@@ -1,0 +1,144 @@
+"""A step's updates: without host round trips, compiled, and as one CUDA graph."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import pytest
+import torch
+import torch._inductor.config
+from torch import Tensor
+
+from pwm_core.models.imagination import imagine
+from pwm_core.training import replay_buffer
+from pwm_core.training.agent import Agent
+from pwm_core.training.cuda_graph import EAGER_CALLS
+from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
+from pwm_core.training.training_step import TrainingStep
+from tests.helpers import (
+    ACTIONS,
+    Data,
+    load_small,
+    make_actor_critic,
+    make_world_model,
+)
+
+ROWS, LENGTH = 3, 7
+SIZES = (
+    f"JointTrainAgent={{BatchSize: {ROWS}, BatchLength: {LENGTH}, ImagineBatchSize: {ROWS}}}",
+    f"JointTrainAgent={{ImagineContext: {LENGTH}, ImagineHorizon: 4}}",
+)
+STABLE = ("Models.WorldModel.Eps=1e-3", "Models.Agent.Eps=1e-3")
+"""AdamW divides by the gradient's size: with the usual 1e-8 the rounding of a gradient near zero
+becomes a whole step one way or the other, and samples part soon after."""
+STEPS = 20
+
+
+Course = tuple[list[dict[str, float]], dict[str, Tensor]]
+"""Metrics of every step, final weights."""
+
+
+def make_replay(device: torch.device, *, discrete: bool) -> ReplayBuffer:
+    """Two environments, 40 steps each, with episodes that begin in the middle."""
+    action = Field((), torch.int64) if discrete else Field((ACTIONS,), torch.float32)
+    spec = TransitionSpec(Field((16, 16, 3), torch.uint8), action)
+    replay = ReplayBuffer(spec, 2, 80, device, storage="device")
+    data = Data(2, 40, ((0, 0), (1, 0), (0, 17), (1, 29)), discrete=discrete)
+    replay.write(0, data.batch(load_small())._asdict())
+    return replay
+
+
+def make_step(compile_mode: str, device: str, *, discrete: bool) -> tuple[Agent, TrainingStep]:
+    config = load_small(*SIZES, *STABLE, f"BasicSettings.Compile={compile_mode}")
+    target = torch.device(device)
+    agent = Agent(
+        config,
+        make_world_model(config, discrete=discrete),
+        make_actor_critic(config, discrete=discrete),
+        target,
+    )
+    return agent, TrainingStep(agent, make_replay(target, discrete=discrete))
+
+
+def train(
+    compile_mode: str, device: str, *, discrete: bool
+) -> tuple[list[dict], dict[str, Tensor]]:
+    """Metrics of every update and the final weights of :data:`STEPS` steps from one seed; every
+    third step updates the world model alone."""
+    agent, step = make_step(compile_mode, device, discrete=discrete)
+    torch.manual_seed(3)
+    history = []
+    for number in range(STEPS):
+        metrics = step(model=True, actor=number % 3 != 2)
+        history.append({name: float(value) for name, value in metrics.items()})
+    weights = {**agent.world_model.state_dict(), **agent.actor_critic.state_dict()}
+    return history, copy.deepcopy(weights)
+
+
+def assert_same_course(one: Course, other: Course, rtol: float) -> None:
+    """Metrics and weights agree to ``rtol``, relative and absolute."""
+    for before, after in zip(one[0], other[0], strict=True):
+        assert before.keys() == after.keys()
+        for name, value in before.items():
+            assert after[name] == pytest.approx(value, rel=rtol, abs=rtol), name
+    for name, value in one[1].items():
+        torch.testing.assert_close(other[1][name], value, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_a_step_never_asks_the_device(discrete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling, losses, gradients and imagination on the meta device, whose tensors have no values
+    to read: an ``.item()``, a branch on data or a CPU tensor in between raises there."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    monkeypatch.setattr(replay_buffer, "_free_bytes", lambda device: 10**12)
+    config, meta = load_small(*SIZES), torch.device("meta")
+    world_model = make_world_model(config, discrete=discrete).to(meta)
+    actor_critic = make_actor_critic(config, discrete=discrete).to(meta)
+    batch = make_replay(meta, discrete=discrete).sample(ROWS, LENGTH)
+    assert batch.obs.device == meta
+    loss, metrics = world_model.train().loss(batch)
+    loss.backward()
+    assert all(value.device == meta for value in metrics.values())
+    with torch.no_grad():
+        context = world_model.eval().context(batch, LENGTH)
+        trajectory = imagine(world_model, actor_critic, context, 4, 0.99)
+    loss, metrics = actor_critic.loss(trajectory)
+    loss.backward()
+    actor_critic.update_slow_critic()
+    assert all(value.device == meta for value in metrics.values())
+    with pytest.raises(RuntimeError, match="meta"):
+        float(loss.detach())  # the check itself: reading does raise
+
+
+@pytest.mark.slow  # compiling takes a minute or two
+def test_the_compiled_step_is_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the order of floating-point sums, from the same random numbers: by itself
+    torch.compile draws its own."""
+    monkeypatch.setattr(torch._inductor.config, "fallback_random", True)
+    eager = train("off", "cpu", discrete=False)
+    assert_same_course(eager, train("compile", "cpu", discrete=False), rtol=2e-3)
+
+
+def test_a_graph_on_a_cpu_is_the_eager_step() -> None:
+    assert_same_course(train("off", "cpu", discrete=True), train("graph", "cpu", discrete=True), 0)
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@needs_cuda
+@pytest.mark.parametrize("mode", ["graph", pytest.param("compile+graph", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("discrete", [True, False])
+def test_the_recorded_step_is_the_eager_one(mode: str, discrete: bool) -> None:
+    eager = train("off", "cuda", discrete=discrete)
+    assert_same_course(eager, train(mode, "cuda", discrete=discrete), rtol=2e-3)
+
+
+@needs_cuda
+def test_every_replay_of_the_graph_draws_new_numbers() -> None:
+    agent, step = make_step("graph", "cuda", discrete=True)
+    for group in (g for u in agent.updaters.values() for g in u.optimizer.param_groups):
+        group["lr"] = 0.0
+    losses = [float(step(model=True, actor=True)["WorldModel/total_loss"]) for _ in range(STEPS)]
+    assert len(set(losses[EAGER_CALLS:])) > 1

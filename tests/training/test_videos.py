@@ -1,0 +1,357 @@
+"""Videos: what goes into them, and what comes out when they are decoded again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import av
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+
+from pwm_atari.envs import AtariEnv
+from pwm_core import cli
+from pwm_core.config_file import load_config
+from pwm_core.envs import VectorEnv, env_seeds
+from pwm_core.errors import UserError
+from pwm_core.eval import evaluate_run
+from pwm_core.runs import run_folder
+from pwm_core.runs.run_folder import RunFolder
+from pwm_core.runs.tracking import JsonLines, Tracker
+from pwm_core.train import train as train_command
+from pwm_core.training import evaluation
+from pwm_core.training.episode_videos import SIZE, Episode, VideoWriter, enlarged, film
+from pwm_core.training.evaluation import play
+from pwm_core.training.model_videos import GIVEN, PREDICTED, log_videos, open_loop
+from pwm_core.training.replay_buffer import ReplayBuffer
+from pwm_core.training.trainer import Trainer
+from pwm_dmc.envs import DMCEnv
+from pwm_dmc.rendering import try_renderer
+from tests.helpers import Data, load_small, make_agent, make_world_model
+from tests.helpers_envs import CONFIG, DEFAULTS, TINY, counting_domain
+from tests.training.catch import Catch
+
+KINDS = ("Observation", "Reconstruction", "Imagination", "Comparison", "OpenLoop")
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and scores lie under the test's own folder."""
+    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
+    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
+
+
+def decoded(path: Path) -> np.ndarray:
+    return imageio.imread(path, plugin="pyav")
+
+
+def check_alike(found: np.ndarray, expected: np.ndarray, mean: float = 4.0) -> None:
+    """Frame by frame equal but for what H.264 loses; frames differ from their neighbours by more
+    than that, or the order would not be tested."""
+    assert found.shape == expected.shape
+    error = np.abs(found.astype(float) - expected).mean(axis=(1, 2, 3))
+    assert error.max() < mean
+
+
+# ----------------------------------------------------------------------------- what training shows
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_open_loop_predicts_with_the_real_actions(discrete: bool) -> None:
+    """With a prior that is certain: its mode after the parallel pass over what was taken before."""
+    config = load_small("Models.WorldModel.Unimix=0")
+    model = make_world_model(config, discrete=discrete).eval()
+    with torch.no_grad():
+        model.prior[-1].weight *= 1e4
+    rows = Data(rows=3, steps=9, firsts=((1, 0), (2, 6)), discrete=discrete).batch(config)
+    latent = torch.randint(0, model.classes, (3, 9, model.stoch))
+    with torch.no_grad():
+        taken, given = open_loop(model, latent, rows, context=4)
+        deter, _ = model.sequence(taken, model.policy.encode(rows.action), rows.is_first)
+        prior = model.predict_latent(deter.flatten(0, 1)).argmax(-1).view(3, 9, -1)
+    expected = torch.zeros(3, 9, dtype=torch.bool)
+    expected[:, :4] = True
+    expected[2, 6] = True  # nothing before it tells what a new episode looks like
+    assert torch.equal(given, expected)
+    assert torch.equal(taken[given], latent[given])
+    predicted = ~given[:, 1:]
+    assert torch.equal(taken[:, 1:][predicted], prior[:, :-1][predicted])
+    other = rows._replace(action=rows.action.flip(1))
+    with torch.no_grad():
+        assert not torch.equal(open_loop(model, latent, other, context=4)[0], taken)
+
+
+@pytest.mark.parametrize(("steps", "horizon"), [(16, 5), (8, 10)])
+def test_what_the_videos_hold(steps: int, horizon: int) -> None:
+    """Also where a sequence is shorter than the horizon."""
+    config = load_small(
+        f"JointTrainAgent.ImagineHorizon={horizon}", "JointTrainAgent.ImagineContext=1"
+    )
+    agent, batch = make_agent(config), Data(rows=5, steps=steps, firsts=((0, 2),)).batch(config)
+    videos = log_videos(agent, batch)
+    assert list(videos) == [f"Video/{kind}" for kind in KINDS]
+    seen, rebuilt, _, compared, predicted = videos.values()
+    starts = min(horizon + 1, steps - 1)
+    assert [len(frames) for frames in videos.values()] == [
+        steps, steps, horizon + 1, starts, steps,
+    ]  # fmt: skip
+    assert seen.shape[1:] == (16, 4 * 16, 3)
+    assert compared.shape[1:] == predicted.shape[1:] == (3 * 16, 4 * 16, 3)
+
+    tiles = batch.obs[:4].permute(1, 2, 0, 3, 4).reshape(steps, 16, 64, 3).numpy()
+    assert np.array_equal(seen, tiles)
+    assert np.array_equal(compared[:, :16], seen[-starts:])
+    assert np.array_equal(compared[:, 16:32], rebuilt[-starts:])
+    truth, prediction, error = predicted[:, :16], predicted[:, 16:32], predicted[:, 32:]
+    assert np.array_equal(truth, seen)
+    assert np.array_equal(error[:, 1:], abs(truth[:, 1:].astype(int) - prediction[:, 1:]))
+    line = prediction[:, 0].reshape(steps, 4, 16, 3)
+    context = steps // 4
+    for step in range(steps):
+        for row in range(4):
+            given = step < context or (row, step) == (0, 2)
+            assert (line[step, row] == (GIVEN if given else PREDICTED)).all()
+
+
+def test_where_imagination_begins() -> None:
+    """With a posterior that is certain: at the reconstruction of the first step compared, and of
+    the last one replayed."""
+    config = load_small("Models.WorldModel.Unimix=0", "JointTrainAgent.ImagineHorizon=5")
+    agent, batch = make_agent(config), Data(rows=3, steps=12).batch(config)
+    with torch.no_grad():
+        agent.world_model.posterior[-1].weight *= 1e4
+    videos = log_videos(agent, batch)
+    rebuilt, compared = videos["Video/Reconstruction"], videos["Video/Comparison"]
+    assert np.array_equal(compared[0, 32:], rebuilt[-6])
+    assert np.array_equal(videos["Video/Imagination"][0], rebuilt[-1])
+    assert not np.array_equal(rebuilt[-6], rebuilt[-1])
+
+
+def test_the_prediction_of_a_certain_model_is_its_reconstruction_where_given() -> None:
+    """The posterior's latents are decoded in the context, the same as are reconstructed."""
+    config = load_small()
+    agent, batch = make_agent(config), Data(rows=2, steps=12).batch(config)
+    videos = log_videos(agent, batch)
+    prediction = videos["Video/OpenLoop"][:, 16:32]
+    assert np.array_equal(prediction[:3, 1:], videos["Video/Reconstruction"][:3, 1:])
+    assert not np.array_equal(prediction[3:, 1:], videos["Video/Reconstruction"][3:, 1:])
+
+
+class Keep:
+    """A sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.videos: dict[Path, np.ndarray] = {}
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        pass
+
+    def video(self, step: int, name: str, frames: np.ndarray, path: Path) -> None:
+        self.videos[path] = frames
+
+    def close(self) -> None:
+        pass
+
+
+def test_training_writes_what_the_trackers_get() -> None:
+    """Every file of a real run, decoded again, against the arrays."""
+    short = "JointTrainAgent={SampleMaxSteps: 30, VideoLogStep: 15, TrainAgentEverySteps: 6}"
+    config = load_config(CONFIG, defaults=DEFAULTS, overrides=[*TINY, short])
+    domain, _ = counting_domain((7,))
+    env = domain.make_env(config, "count", 1, 0)
+    agent = cli.make_agent(domain, config, env, "cpu")
+    folder, keep = RunFolder("run"), Keep()
+    folder.begin(config, {})
+    replay = ReplayBuffer(domain.transition(config, env), 1, 60, torch.device("cpu"))
+    tracker = Tracker(JsonLines(folder.metrics), folder.videos, [keep])
+    rng = np.random.default_rng(0)
+    Trainer(config, "count", env, agent, replay, tracker, folder, rng).run()
+    tracker.close()
+    names = {f"{kind.lower()}_{step:09d}.mp4" for kind in KINDS for step in (30,)}
+    assert {path.name for path in folder.videos.iterdir()} == names
+    assert {path.name for path in keep.videos} == names
+    for path, frames in keep.videos.items():
+        check_alike(decoded(path), frames, mean=12)  # tiles of 8 pixels lose more than pictures
+
+
+# ---------------------------------------------------------------------------------- video files
+
+
+def test_video_plays_in_a_browser(tmp_path: Path) -> None:
+    """H.264, 4:2:0, in an mp4, at the speed asked for."""
+    path = tmp_path / "video.mp4"
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
+    frames = [np.stack([np.roll(np.tile(ramp, (64, 1)), 4 * i, 1)] * 3, -1) for i in range(20)]
+    with VideoWriter(path, fps=10) as video:
+        for frame in frames:
+            video.write(frame)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        assert stream.average_rate == 10
+        assert "mp4" in container.format.name
+    check_alike(decoded(path), np.stack([enlarged(frame) for frame in frames]))
+    assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
+
+
+def test_a_video_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    video = VideoWriter(tmp_path / "video.mp4").__enter__()
+    video.write(np.zeros((64, 64, 3), np.uint8))
+    error = KeyboardInterrupt()
+    video.__exit__(KeyboardInterrupt, error, None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((64, 64, 3), (256, 256, 3)),
+        ((64, 64, 1), (256, 256, 3)),
+        ((100, 65, 3), (400, 260, 3)),
+        ((300, 257, 3), (300, 256, 3)),
+    ],
+)
+def test_enlarged(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Whole pixels, even sides, nothing smaller than a browser shows well."""
+    frame = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    large = enlarged(frame)
+    assert large.shape == expected
+    factor = max(1, expected[0] // shape[0])
+    assert np.array_equal(large[::factor, ::factor], np.broadcast_to(
+        frame[: expected[0] // factor, : expected[1] // factor],
+        (*large[::factor, ::factor].shape[:2], 3),
+    ))  # fmt: skip
+
+
+# ----------------------------------------------------------------------------- filmed evaluations
+
+
+class Player:
+    """Acts at random, as an agent would be asked to."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        self._env, self._rng = env, np.random.default_rng(0)
+
+    def initial_state(self, num_envs: int) -> None:
+        return None
+
+    def act(self, *_: Any, greedy: bool = False) -> np.ndarray:
+        return self._env.random_actions(self._rng)
+
+
+def played(env: VectorEnv, episodes: int) -> list[Episode]:
+    try:
+        return play(Player(env), env, episodes)
+    finally:
+        env.close()
+
+
+def test_film_shows_each_step_of_the_episodes(tmp_path: Path) -> None:
+    """Two environments, three episodes: the third is the second of environment 0."""
+    episodes = played(Catch(2, seed=3), 3)
+    assert [(e.env, e.number) for e in episodes] == [(0, 0), (0, 1), (1, 0)]
+    paths = [tmp_path / f"{i}.mp4" for i in range(3)]
+    assert film(lambda count: Catch(count, seed=3), episodes, paths) == []
+    for episode, path in zip(episodes, paths, strict=True):
+        env = Catch(2, seed=3)
+        obs = [env.reset()]
+        for _ in range(episode.number):
+            for _ in range(7):
+                obs[0] = env.step(np.ones(2, int)).obs
+        obs += [env.step(np.full(2, action)).obs for action in episode.actions[:-1]]
+        check_alike(decoded(path), np.stack([enlarged(o[episode.env]) for o in obs]), mean=2)
+
+
+def test_what_does_not_come_out_as_evaluated_is_said(tmp_path: Path) -> None:
+    """Another seed: another ball. No video of something that was not evaluated is left."""
+    episodes = played(Catch(1, seed=3), 3)
+    paths = [tmp_path / f"{i}.mp4" for i in range(3)]
+    lines = film(lambda count: Catch(count, seed=4), episodes, paths)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert lines
+    assert left == {path.name for path in paths if not any(path.name in line for line in lines)}
+
+
+def test_fewer_environments_keep_their_seeds() -> None:
+    """What lets a film make only the environments that it needs."""
+    assert np.array_equal(env_seeds(5, 3), env_seeds(5, 20)[:3])
+
+
+@pytest.mark.parametrize("protocol", ["pamorl", "standard"])
+def test_film_of_a_game(protocol: str, tmp_path: Path) -> None:
+    """The real emulator: at another size, in fewer environments, the same game."""
+    game = {"protocol": protocol, "frame_skip": 64}
+    episodes = played(AtariEnv("ALE/Pong-v5", 3, 1, **game), 3)
+    path = tmp_path / "game.mp4"
+
+    def make_env(count: int) -> AtariEnv:
+        return AtariEnv("ALE/Pong-v5", count, 1, image_size=SIZE, **game)
+
+    assert film(make_env, episodes[1:2], [path]) == []
+    frames = decoded(path)
+    assert frames.shape == (len(episodes[1].actions), SIZE, SIZE, 3)
+    court = np.median(frames.reshape(-1, 3), axis=0)
+    assert np.abs(court - (144, 72, 17)).max() < 12  # Pong's court is brown
+
+
+def test_film_of_what_was_evaluated_from_vectors(tmp_path: Path) -> None:
+    if all(try_renderer(renderer) for renderer in ("egl", "osmesa")):
+        pytest.skip("no renderer on this machine: neither EGL nor OSMesa")
+    settings = {"frame_skip": 100, "workers": 1}
+    episodes = played(DMCEnv("cup_catch", 2, 5, obs_type="proprio", **settings), 2)
+
+    def make_env(count: int) -> DMCEnv:
+        return DMCEnv("cup_catch", count, 5, obs_type="visual", image_size=SIZE, **settings)
+
+    path = tmp_path / "cup.mp4"
+    assert film(make_env, episodes[1:], [path]) == []
+    frames = decoded(path).astype(float)
+    assert frames.shape == (10, SIZE, SIZE, 3)
+    assert np.abs(np.diff(frames, axis=0)).max() > 50, "something moves"
+
+
+def trained(name: str) -> Any:
+    domain = counting_domain((5, 7))[0]
+    short = "JointTrainAgent={SampleMaxSteps: 40, TrainAgentEverySteps: 9, TrainModelEverySteps: 9}"
+    overrides = [part for override in (*TINY, short) for part in ("-set", override)]
+    argv = ["-n", name, "-env_name", "count", "-config_path", CONFIG, "-device", "cpu"]
+    train_command(domain, [*argv, "-logger", "none", *overrides])
+    return domain
+
+
+def test_eval_films_its_first_episodes(capsys: pytest.CaptureFixture[str]) -> None:
+    """One file per episode and checkpoint, in the order of the CSV; scores as without."""
+    domain = trained("run")
+    argv = ["-n", "run", "-device", "cpu", "-checkpoint", "all"]
+    evaluate_run(domain, argv)
+    scores = evaluation.RESULTS / "run.csv"
+    before = scores.read_text()
+    evaluate_run(domain, [*argv, "-video", "3"])
+    assert scores.read_text() == before
+    found = sorted((run_folder.RUNS / "run" / "videos").iterdir())
+    assert [p.name for p in found] == [
+        f"evaluation{i}_{step:09d}.mp4" for i in range(3) for step in (20, 40)
+    ]
+    assert [len(decoded(path)) for path in found[::2]] == [5, 5, 7]
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_scores_do_not_depend_on_a_renderer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing renders it is said, and the scores are written."""
+    domain = trained("run")
+
+    def make_env(config: Any, *arguments: Any) -> VectorEnv:
+        if config.BasicSettings.ObsShape[0] == SIZE:
+            raise UserError("no headless renderer works")
+        return domain.make_env(config, *arguments)
+
+    blind = dataclasses.replace(domain, make_env=make_env)
+    evaluate_run(blind, ["-n", "run", "-device", "cpu", "-video", "1"])
+    assert "no video: no headless renderer works" in capsys.readouterr().out
+    assert (evaluation.RESULTS / "run.csv").exists()
+    with pytest.raises(UserError, match="-video -1"):
+        evaluate_run(domain, ["-n", "run", "-device", "cpu", "-video", "-1"])
