@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from benchmarks import measure
 from pwm_core.config_file import load_config
-from pwm_core.models.linear_attention import RecurrentMemory
 from pwm_core.models.scan import (
     AttentionOutput,
     States,
@@ -38,6 +37,7 @@ from pwm_core.models.scan import (
     linear_attention,
     linear_recurrence,
 )
+from pwm_core.models.sequence_models.linear_attention import RecurrentMemory
 from pwm_core.runtime import find_device, use_tensor_float
 
 WIDTH = 128

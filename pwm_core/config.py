@@ -139,8 +139,10 @@ class WorldModelConfig(_Section):
     """Layers of the proprioceptive encoder and decoder."""
     MLPUnits: Count
     """Their width."""
+    SequenceModel: Literal["linear_attention"]
+    """The sequence model: a name of ``pwm_core.models.sequence_models``."""
     Blocks: Count
-    """Linear-attention blocks."""
+    """Blocks of the sequence model."""
     HeadDivisor: Count
     """Key and value width is Hidden / HeadDivisor."""
     BlockAct: Activation

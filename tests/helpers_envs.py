@@ -9,11 +9,11 @@ import gymnasium
 import numpy as np
 import torch
 
+from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_core.config import Config
 from pwm_core.domain import Domain
 from pwm_core.envs import Episodes, Step, VectorEnv
 from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.distributions import CategoricalPolicy
 from pwm_core.models.networks import ImageCodec
 from pwm_core.models.world_model import WorldModel
 from pwm_core.training.replay_buffer import Field, TransitionSpec

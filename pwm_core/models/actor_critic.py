@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,7 @@ from pwm_core.config import Models
 from pwm_core.models.distributions import Policy, SymlogTwoHot
 from pwm_core.models.networks import latent_head
 from pwm_core.models.returns import lambda_return, pete_return, step_weights
-
-if TYPE_CHECKING:
-    from pwm_core.models.imagination import Trajectory
-    from pwm_core.models.world_model import Metrics
+from pwm_core.models.types import Metrics, Trajectory
 
 
 class ReturnScale(nn.Module):

@@ -301,13 +301,15 @@ class Tracker:
         self._each(lambda sink: sink.close())
 
 
-def progress_bar(total: int, unit: str, *, initial: int = 0) -> tqdm:
-    """A bar with mean speed and time left; in a log file a line every ten seconds is enough."""
+def progress_bar(total: int, unit: str, *, initial: int = 0, phase: str = "") -> tqdm:
+    """A bar with mean speed and time left, behind the name of the ``phase``; in a log file a line
+    every ten seconds is enough."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=total,
         initial=initial,
         unit=unit,
+        desc=phase or None,
         smoothing=0.0,
         mininterval=interval,
         dynamic_ncols=True,
@@ -330,6 +332,10 @@ class MeanMetrics:
         finite = torch.isfinite(values)
         pair = torch.stack([values.masked_fill(~finite, 0.0), finite.double()])
         self._sums[names] = self._sums[names] + pair if names in self._sums else pair
+
+    def __bool__(self) -> bool:
+        """Whether anything was added since the last :meth:`take`."""
+        return bool(self._sums)
 
     def take(self) -> dict[str, float]:
         """The means since the last call."""

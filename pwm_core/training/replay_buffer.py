@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pwm_core.errors import UserError
-from pwm_core.models.world_model import Batch
+from pwm_core.models.types import Batch
 from pwm_core.runtime import to_device
 
 HEADROOM = 0.2

@@ -14,7 +14,8 @@ from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic, ReturnScale
 from pwm_core.models.distributions import sample_index
-from pwm_core.models.imagination import Trajectory, imagine
+from pwm_core.models.imagination import imagine
+from pwm_core.models.types import Trajectory
 from tests.helpers import (
     CLASSES,
     STOCH,
@@ -275,7 +276,7 @@ def test_the_slow_critic_starts_as_the_critic_and_follows_by_tau() -> None:
     slow = [p.clone() for p in agent.actor_critic.slow_critic.parameters()]
     trained = {
         id(p)
-        for group in agent.updaters["ActorCritic"].optimizer.param_groups
+        for group in agent.optimizers["ActorCritic"].adamw.param_groups
         for p in group["params"]
     }
     assert trained.isdisjoint(id(p) for p in agent.actor_critic.slow_critic.parameters())
@@ -445,6 +446,6 @@ def test_acting_under_autocast_keeps_its_state_in_float32(
     for t, first in enumerate(([1, 1, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0])):
         action = agent.act(batch.obs[:, t].numpy(), np.array(first, bool), state)
         assert action.dtype == batch.action[:, t].numpy().dtype
-    for value in (state.deter, *(memory.memory for memory in state.recurrent.memories)):
+    for value in (state.deter, *(memory.memory for memory in state.sequence.memories)):
         assert value.dtype == torch.float32
         assert torch.isfinite(value).all()

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
+from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_core.models.distributions import (
-    CategoricalPolicy,
-    GaussianPolicy,
     SymlogTwoHot,
     categorical_entropy,
     categorical_kl,
@@ -25,6 +24,7 @@ from pwm_core.models.distributions import (
     symlog,
     unimix_probs,
 )
+from pwm_dmc.actor_critic import GaussianPolicy
 
 BINS, TOP = 255, 20.0
 TWO_HOT = SymlogTwoHot(BINS, TOP)

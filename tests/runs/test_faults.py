@@ -78,7 +78,7 @@ def stopped_by(number: int, job: Job) -> int:
     before, _, after = job.stderr.partition(" at step ")
     step, _, rest = after.partition(": ")
     assert before == signal.Signals(number).name
-    assert rest == "a checkpoint was written; -resume goes on from there\n"
+    assert rest == "a checkpoint was written; -resume continues from there\n"
     return int(step)
 
 
@@ -112,7 +112,7 @@ def test_a_second_signal_ends_at_once(number: int, tree: RunTree) -> None:
     name = f"hasty{number}"
     argv = atari(name, PONG, "JointTrainAgent={AgentUpdate: 10000000, SaveEverySteps: 40}")
     job = tree.start("atari", *argv)
-    wait_for(lambda: "step/s" in job.everything)
+    wait_for(lambda: "training:" in job.everything)
     job.kill(signal.SIGTERM)
     time.sleep(0.5)
     assert job.running, "the first lets the step be finished"
@@ -168,22 +168,22 @@ def test_an_update_that_is_not_finite_changes_nothing(part: str, cause: str) -> 
     moved = [key for key in before if not same(before[key], after[key])]
     assert any("running_mean" in key for key in moved) or part == "ActorCritic"
     assert any("exp_avg" in key for key in moved)
-    updater = agent.updaters[part]
-    assert (int(updater.skipped), int(updater.in_a_row), updater.take_longest()) == (1, 0, 1)
+    optimizer = agent.optimizers[part]
+    assert (int(optimizer.skipped), int(optimizer.in_a_row), optimizer.take_longest()) == (1, 0, 1)
 
 
 def test_rows_of_skipped_updates_are_counted_across_looks() -> None:
     config = load_small()
     agent = make_agent(config)
-    batch, updater = Data().batch(config), agent.updaters["WorldModel"]
+    batch, optimizer = Data().batch(config), agent.optimizers["WorldModel"]
     bad = batch._replace(reward=batch.reward * np.nan)
     looks = []
     for sequence in ([bad, bad, batch], [bad, batch, bad], [bad, bad], [batch]):
         for one in sequence:
             agent.train_world_model(one)
-        looks.append(updater.take_longest())
+        looks.append(optimizer.take_longest())
     assert looks == [2, 1, 3, 3]  # a row that is open at a look counts at the next one too
-    assert int(updater.skipped) == 6
+    assert int(optimizer.skipped) == 6
 
 
 def nan_rewards(first: int, last: int) -> Hook:

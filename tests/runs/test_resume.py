@@ -386,7 +386,7 @@ def test_episodes_that_cannot_be_played_again_are_closed(
     torch.save(state, path)
     rewrite_manifest(run, 40)
     train_counting("run", "-resume", overrides=QUICK)
-    assert "could not be played again" in capsys.readouterr().out
+    assert "could not be replayed" in capsys.readouterr().out
     assert RunFolder("run").steps()[-1] == 45
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_core.cli import make_agent
 from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.distributions import CategoricalPolicy
 from pwm_core.models.networks import ImageCodec
 from pwm_core.models.world_model import WorldModel
 from pwm_core.runs import run_folder
