@@ -6,6 +6,7 @@ import argparse
 import errno
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from pwm_core.config import Config
@@ -35,6 +36,13 @@ def make_parser(description: str, domain: Domain) -> Parser:
     parser.add_argument(
         "-config_path", default=None, help=f"YAML file; the defaults are {domain.defaults}"
     )
+    parser.add_argument(
+        "-logdir",
+        type=_folder,
+        default=None,
+        metavar="DIR",
+        help="folder that holds ckpt/ and eval_result/ (default: $PAMORL_LOGDIR, else the project)",
+    )
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:N or auto (the default)")
     parser.add_argument("-seed", type=_seed, default=None, help="overrides BasicSettings.Seed")
     parser.add_argument(
@@ -46,6 +54,12 @@ def make_parser(description: str, domain: Domain) -> Parser:
     )
     domain.add_arguments(parser)
     return parser
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("a folder is needed")
+    return Path(text)
 
 
 def _seed(text: str) -> int:

@@ -17,6 +17,7 @@ from pwm_core.config_file import find_config, load_config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
+from pwm_core.paths import find_logdir
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import Wandb
 from pwm_core.runtime import (
@@ -105,7 +106,8 @@ def _check_task(
 def evaluate_run(domain: Domain, argv: list[str] | None = None) -> None:
     """Evaluate checkpoints of one run, as the flags say."""
     arguments = _arguments(domain, argv)
-    folder = RunFolder.open(arguments.name)
+    logdir = find_logdir(arguments.logdir)
+    folder = RunFolder.open(arguments.name, logdir)
     config = _evaluation_config(arguments, folder, domain)
     about = folder.metadata()
     task = arguments.env_name or about["task"]
@@ -124,7 +126,7 @@ def evaluate_run(domain: Domain, argv: list[str] | None = None) -> None:
         greedy=arguments.greedy,
         seed=config.BasicSettings.Seed,
     )
-    scores = ScoreFile(folder.name, settings, _provenance(domain, config, about))
+    scores = ScoreFile(folder.name, settings, _provenance(domain, config, about), logdir)
     for step in steps:
         began = time.monotonic()
         played, frame_skip = _play(domain, config, settings, folder, step, device)

@@ -14,6 +14,7 @@ from pwm_core.config import REPOSITORY, Config
 from pwm_core.config_file import load_config
 from pwm_core.domain import Domain
 from pwm_core.models.scan import check_backend
+from pwm_core.paths import find_logdir
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Sink, TensorBoard, Tracker, Wandb, parse_loggers
 from pwm_core.runtime import (
@@ -97,7 +98,7 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
         "commit": git_commit(),
         "hardware": hardware(device),
     }
-    folder = RunFolder(arguments.name)
+    folder = RunFolder(arguments.name, find_logdir(arguments.logdir))
     if not arguments.resume:
         folder.refuse_existing()
     with folder.lock(), memory_advice():

@@ -23,9 +23,9 @@ from pwm_core.cli import Parser, run_command
 from pwm_core.config import REPOSITORY
 from pwm_core.config_file import find_config, load_config
 from pwm_core.errors import UserError
-from pwm_core.runs.run_folder import RUNS, RunFolder
+from pwm_core.paths import find_logdir
+from pwm_core.runs.run_folder import RunFolder
 from pwm_core.signals import StoppedError
-from pwm_core.training.evaluation import RESULTS
 from scripts.collect import collect
 
 FULL = {"atari": "config_files/atari.yaml", "dmc": "config_files/dmc.yaml"}
@@ -66,7 +66,8 @@ class Job:
     def evaluated(self) -> bool:
         """Whether the scores of a whole run are there already."""
         try:
-            with open(RESULTS / f"{self.name}.csv", newline="", encoding="utf-8") as file:
+            path = find_logdir().scores / f"{self.name}.csv"
+            with open(path, newline="", encoding="utf-8") as file:
                 return any(row and row[0].isdigit() and int(row[0]) >= self.steps
                            for row in csv.reader(file))  # fmt: skip
         except OSError:
@@ -101,7 +102,7 @@ class Campaign:
         if self._stop:
             raise StoppedError(f"{self._stop}: stopped; the same command goes on")
         if self.failed:
-            raise UserError(f"failed: {', '.join(self.failed)}; see {RUNS / 'logs'}")
+            raise UserError(f"failed: {', '.join(self.failed)}; see {find_logdir().runs / 'logs'}")
 
     def _ask_to_stop(self, number: int) -> None:
         self._stop = signal.Signals(number).name
@@ -115,17 +116,18 @@ class Campaign:
             return
         began = time.monotonic()
         trained = self._call(job, "train", "-resume", "-logger", self.logger)
-        if trained is not None and (RUNS / job.name).is_dir():
-            with open(RUNS / job.name / "seconds", "a", encoding="utf-8") as file:
+        if trained is not None and (find_logdir().runs / job.name).is_dir():
+            with open(find_logdir().runs / job.name / "seconds", "a", encoding="utf-8") as file:
                 file.write(f"{time.monotonic() - began:.0f}\n")
         if trained == 0 and self._call(job, "eval") == 0:
             collect(job.name)
-            scores = (RESULTS / f"{job.name}.csv").read_text(encoding="utf-8").splitlines()
-            print(f"{job.name}: mean return {scores[-1].split(',')[2]}", flush=True)
+            scores = find_logdir().scores / f"{job.name}.csv"
+            last = scores.read_text(encoding="utf-8").splitlines()[-1]
+            print(f"{job.name}: mean return {last.split(',')[2]}", flush=True)
 
     def _call(self, job: Job, script: str, *flags: str) -> int | None:
         """Exit status of one command; None when it was not begun since a signal says stop."""
-        log = RUNS / "logs" / f"{job.name}.log"
+        log = find_logdir().runs / "logs" / f"{job.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as file:
             with self._lock:

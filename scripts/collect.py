@@ -14,9 +14,9 @@ import shutil
 from collections import defaultdict
 
 from pwm_core.cli import Parser, run_command
+from pwm_core.paths import find_logdir
 from pwm_core.runs.files import write_text
 from pwm_core.runs.run_folder import RunFolder
-from pwm_core.training.evaluation import RESULTS
 
 METRICS_BYTES, VIDEO_BYTES = 200_000, 1_000_000
 VIDEOS = ("imagination", "openloop")
@@ -68,16 +68,16 @@ def collect(name: str) -> None:
     folder = RunFolder.open(name)
     lines = folder.metrics.read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    write_text(RESULTS / f"{name}.metrics.jsonl", downsample(records))
+    write_text(find_logdir().scores / f"{name}.metrics.jsonl", downsample(records))
     about = folder.metadata()
     times = folder.path / "seconds"
     if times.is_file():
         about["seconds"] = sum(map(int, times.read_text(encoding="utf-8").split()))
-    write_text(RESULTS / f"{name}.training.json", json.dumps(about, indent=2) + "\n")
+    write_text(find_logdir().scores / f"{name}.training.json", json.dumps(about, indent=2) + "\n")
     for kind in VIDEOS:
         found = sorted(folder.videos.glob(f"{kind}_*.mp4"))
         if found and found[-1].stat().st_size <= VIDEO_BYTES:
-            shutil.copyfile(found[-1], RESULTS / f"{name}.{kind}.mp4")
+            shutil.copyfile(found[-1], find_logdir().scores / f"{name}.{kind}.mp4")
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN")
     for name in parser.parse_args().runs:
         collect(name)
-        print(f"{name}: collected into {RESULTS}")
+        print(f"{name}: collected into {find_logdir().scores}")
 
 
 if __name__ == "__main__":

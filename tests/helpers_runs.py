@@ -22,7 +22,7 @@ import torch
 
 from pwm_core.config import REPOSITORY
 from pwm_core.domain import Domain
-from pwm_core.runs import run_folder
+from pwm_core.paths import find_logdir
 from pwm_core.train import train
 from tests.helpers_envs import CONFIG, TINY, CountingEnv, counting_domain
 
@@ -86,7 +86,7 @@ def crash_at(number: int) -> Hook:
 
 
 def folder(name: str) -> Path:
-    return run_folder.RUNS / name
+    return find_logdir().runs / name
 
 
 def records(path: Path) -> list[dict[str, float]]:

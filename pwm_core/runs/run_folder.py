@@ -25,13 +25,12 @@ from typing import Any
 
 import torch
 
-from pwm_core.config import REPOSITORY, Config
+from pwm_core.config import Config
 from pwm_core.config_file import dump_config, load_config
 from pwm_core.errors import UserError, closest
+from pwm_core.paths import LogDir, find_logdir
 from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.files import numbers, read_tensors, remove_leftovers, write_tensors, write_text
-
-RUNS = REPOSITORY / "ckpt"
 
 
 def _check_name(name: str) -> str:
@@ -60,11 +59,19 @@ def _at(tree: dict[str, Any], key: str) -> Any:
 
 
 class RunFolder:
-    """Everything of one run, under ``ckpt/<run name>/`` at the repository's root."""
+    """Everything of one run, in the folder ``ckpt/<run name>/``.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: the run's name.
+        logdir: holds ``ckpt/``; by default the one that :func:`find_logdir` finds.
+
+    Raises:
+        UserError: the name is not valid.
+    """
+
+    def __init__(self, name: str, logdir: LogDir | None = None) -> None:
         self.name = _check_name(name)
-        self.path = RUNS / name
+        self.path = (logdir or find_logdir()).runs / name
         self.points = ResumePoints(self.path)
 
     @property
@@ -179,17 +186,18 @@ class RunFolder:
         write_text(self._config, dump_config(config))
 
     @classmethod
-    def open(cls, name: str) -> RunFolder:
+    def open(cls, name: str, logdir: LogDir | None = None) -> RunFolder:
         """A run that exists.
 
         Raises:
             UserError: there is none of that name.
         """
-        folder = cls(name)
+        folder = cls(name, logdir)
         if not folder._config.is_file():
-            known = sorted(p.parent.name for p in RUNS.glob("*/config.yaml"))
+            runs = folder.path.parent
+            known = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
             hint = closest(name, known) or (f"; runs: {', '.join(known[:8])}" if known else "")
-            raise UserError(f"there is no run named {name} in {RUNS}{hint}")
+            raise UserError(f"there is no run named {name} in {runs}{hint}")
         return folder
 
     def config(self, defaults: str) -> Config:

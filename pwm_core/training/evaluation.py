@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from pwm_core.config import REPOSITORY
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
+from pwm_core.paths import LogDir, find_logdir
 from pwm_core.runs.files import write_text
 from pwm_core.runs.tracking import progress_bar
 from pwm_core.training.agent import Agent
 from pwm_core.training.episode_videos import Episode
-
-RESULTS = REPOSITORY / "eval_result"
-
 
 DECISIVE = ("protocol_settings", "training")
 """What of a score file's provenance must be equal for rows to stand together."""
@@ -90,8 +87,15 @@ class ScoreFile:
     them move to ``eval_result/set_aside/`` when the first new row is written.
     """
 
-    def __init__(self, name: str, settings: Settings, provenance: dict[str, Any]) -> None:
-        self.csv, self.json = RESULTS / f"{name}.csv", RESULTS / f"{name}.json"
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        provenance: dict[str, Any],
+        logdir: LogDir | None = None,
+    ) -> None:
+        self.folder = (logdir or find_logdir()).scores
+        self.csv, self.json = self.folder / f"{name}.csv", self.folder / f"{name}.json"
         self._about = {**asdict(settings), **provenance}
         self._rows: dict[int, list[str]] = {}
         self._header = ["step", "frames", "mean", "std"]
@@ -110,7 +114,7 @@ class ScoreFile:
 
     def _set_aside(self) -> None:
         """Move scores made otherwise out of the way, and say where."""
-        folder = RESULTS / "set_aside"
+        folder = self.folder / "set_aside"
         folder.mkdir(exist_ok=True)
         number = 1
         while (folder / f"{self.csv.stem}-{number}.csv").exists():

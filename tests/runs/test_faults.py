@@ -20,12 +20,11 @@ from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run
 from pwm_core.models.distributions import SymlogTwoHot, symexp
-from pwm_core.runs import run_folder
+from pwm_core.paths import LOGDIR_VARIABLE, find_logdir
 from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.files import write_text
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
-from pwm_core.training import evaluation
 from pwm_core.training.diagnosis import diagnose
 from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
 from tests.helpers import Data, load_small, make_agent
@@ -57,12 +56,7 @@ from tests.helpers_runs import (
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs and scores lie under the test's own folder."""
-    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
-    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
-
+pytestmark = pytest.mark.usefixtures("logdir")
 
 # ---------------------------------------------------------------------------------------- signals
 
@@ -308,7 +302,7 @@ LONG = (
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of :data:`LONG` whose disk had room."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder, "RUNS", tmp_path_factory.mktemp("whole"))
+        patch.setenv(LOGDIR_VARIABLE, str(tmp_path_factory.mktemp("whole")))
         train_counting("whole", overrides=LONG)
         return folder("whole")
 
@@ -337,7 +331,7 @@ def test_a_full_disk_costs_checkpoints_only(
 ) -> None:
     """Full from step 25 to step 38: the point of step 30 is missing, at whichever of its files the
     room ends; points, metrics and the run are those of a disk with room."""
-    monkeypatch.setattr(run_folder, "RUNS", disk)
+    monkeypatch.setenv(LOGDIR_VARIABLE, str(disk))
     size = (whole / "checkpoints" / "000000010.pt").stat().st_size
     room = {"nothing": 0, "weights": size + 8192, "weights and chunk": size + 40960}[leave]
     seen: list[int] = []
@@ -361,7 +355,7 @@ def test_a_disk_that_stays_full(
     disk: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run ends with a line and can be resumed once there is room."""
-    monkeypatch.setattr(run_folder, "RUNS", disk)
+    monkeypatch.setenv(LOGDIR_VARIABLE, str(disk))
     with pytest.raises(UserError, match="last checkpoint is missing; make room and -resume"):
         train_counting("run", overrides=LONG, hook=filling(disk, 25))
     assert "lines could not be written" in capsys.readouterr().out
@@ -396,7 +390,7 @@ def test_lines_that_wait_for_room_are_in_the_checkpoint(disk: Path) -> None:
 def test_a_full_disk_costs_a_video(
     disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_folder, "RUNS", disk)
+    monkeypatch.setenv(LOGDIR_VARIABLE, str(disk))
     loop = "JointTrainAgent={SampleMaxSteps: 33, VideoLogStep: 14}"
     train_counting("run", overrides=[loop], hook=filling(disk, 27, 29))
     said = capsys.readouterr().out
@@ -418,8 +412,9 @@ def fails_with(capsys: pytest.CaptureFixture[str], command: Any) -> str:
 def test_a_full_disk_leaves_the_scores(
     disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluation, "RESULTS", disk)
     train_counting("run", overrides=LONG)
+    scores = find_logdir().scores
+    scores.symlink_to(disk)
 
     def score() -> None:
         evaluate_run(counting_domain((7,))[0], ["-n", "run", "-device", "cpu", *which])
@@ -431,7 +426,7 @@ def test_a_full_disk_leaves_the_scores(
     ballast = fill(disk)
     which = ["-checkpoint", "20"]
     line = fails_with(capsys, score)
-    assert line == f"error: {disk / 'run.csv'}: No space left on device"
+    assert line == f"error: {scores / 'run.csv'}: No space left on device"
     ballast.unlink()
     assert {path: path.read_bytes() for path in disk.iterdir()} == before
 
@@ -439,11 +434,12 @@ def test_a_full_disk_leaves_the_scores(
 def test_a_disk_that_is_full_from_the_start(
     disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_folder, "RUNS", disk)
+    monkeypatch.setenv(LOGDIR_VARIABLE, str(disk))
     ballast = fill(disk)
     line = fails_with(capsys, lambda: train_counting("run", overrides=LONG))
     assert line == f"error: {folder('run') / 'run.json'}: No space left on device"
-    assert list(disk.iterdir()) == [ballast]
+    assert ballast.exists()
+    assert list(find_logdir().runs.iterdir()) == []
 
 
 def test_a_replay_on_disk_is_laid_out_before_the_disk_can_fill(disk: Path) -> None:
@@ -513,8 +509,8 @@ def test_the_lock_is_of_one_process_and_leaves_with_it() -> None:
 
 
 def test_a_lock_that_cannot_say_whose_it_is(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "RUNS", disk)
-    (disk / "run").mkdir()
+    monkeypatch.setenv(LOGDIR_VARIABLE, str(disk))
+    folder("run").mkdir(parents=True)
     fill(disk)
     with (
         RunFolder("run").lock(),

@@ -18,12 +18,11 @@ import torch
 
 from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run
-from pwm_core.runs import run_folder
+from pwm_core.paths import LOGDIR_VARIABLE
 from pwm_core.runs.checkpoint import ResumePoints, _digest
 from pwm_core.runs.files import sha256, write_text
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runtime import random_state, set_random_state
-from pwm_core.training import evaluation
 from tests.helpers_envs import counting_domain
 from tests.helpers_runs import (
     PONG,
@@ -40,13 +39,7 @@ from tests.helpers_runs import (
     wait_for_step,
 )
 
-
-@pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs and scores lie under the test's own folder."""
-    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
-    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
-
+pytestmark = pytest.mark.usefixtures("logdir")
 
 QUICK = ("JointTrainAgent={BufferWarmUp: 37, SampleMaxSteps: 45, SaveEverySteps: 20}",)
 """Points at 20 and 40, three updates before the second and five after."""
@@ -56,7 +49,7 @@ QUICK = ("JointTrainAgent={BufferWarmUp: 37, SampleMaxSteps: 45, SaveEverySteps:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of :data:`QUICK` that nothing interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder, "RUNS", tmp_path_factory.mktemp("whole"))
+        patch.setenv(LOGDIR_VARIABLE, str(tmp_path_factory.mktemp("whole")))
         train_counting("whole", overrides=QUICK)
         return folder("whole")
 

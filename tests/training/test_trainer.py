@@ -21,13 +21,12 @@ from pwm_core.config_file import load_config
 from pwm_core.envs import env_seeds
 from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run
-from pwm_core.runs import run_folder
+from pwm_core.paths import find_logdir
 from pwm_core.runs.files import replacing, write_text
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
 from pwm_core.runtime import seed_everything
 from pwm_core.train import train as train_command
-from pwm_core.training import evaluation
 from pwm_core.training.agent import Agent
 from pwm_core.training.evaluation import ScoreFile, Settings, evaluate, quotas, standard_error
 from pwm_core.training.replay_buffer import ReplayBuffer
@@ -45,12 +44,7 @@ from tests.helpers_envs import (
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs and scores lie under the test's own folder."""
-    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
-    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("logdir")
 
 
 @dataclass
@@ -103,7 +97,7 @@ def command(domain_and_made: tuple, name: str, *flags: str) -> None:
 def score(domain_and_made: tuple, name: str, *flags: str) -> list[list[float]]:
     """``eval.py`` in this process; the rows of the CSV as numbers."""
     evaluate_run(domain_and_made[0], ["-n", name, "-device", "cpu", *flags])
-    return rows_of(evaluation.RESULTS / f"{name}.csv")[1]
+    return rows_of(find_logdir().scores / f"{name}.csv")[1]
 
 
 def rows_of(path: Path) -> tuple[list[str], list[list[float]]]:
@@ -224,7 +218,7 @@ def test_metrics_file(num_envs: int, every: int) -> None:
 def test_metrics_are_means_over_the_updates_between_lines() -> None:
     """Logged at every step and at every fifth, the same run gives the same means."""
     fine = train("JointTrainAgent.LogEverySteps=1", "JointTrainAgent.BufferWarmUp=25").records()
-    shutil.rmtree(run_folder.RUNS)
+    shutil.rmtree(find_logdir().runs)
     coarse = train("JointTrainAgent.LogEverySteps=5", "JointTrainAgent.BufferWarmUp=25").records()
     name = "WorldModel/recon_loss"
     values = [r[name] for r in fine if name in r]
@@ -296,7 +290,7 @@ def test_evaluation_of_a_checkpoint_repeats_and_is_that_of_the_trained_agent() -
     flags = ("-checkpoint", "all", "-episodes", "5")
     rows = score(domain, "run", *flags)
     assert [row[:2] for row in rows] == [[s, 2 * s] for s in (20, 40, 60)]
-    shutil.rmtree(evaluation.RESULTS)
+    shutil.rmtree(find_logdir().scores)
     assert score(domain, "run", *flags) == rows
     assert rows[0][4:] != rows[1][4:], "returns tell checkpoints apart"
     assert score(domain, "run", *flags, "-seed", "4")[0][4:] != rows[0][4:]
@@ -369,7 +363,7 @@ def test_same_seed_same_metrics_another_seed_differs() -> None:
     texts = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         command(domain, name, "-seed", str(seed), "-set", "JointTrainAgent.NumEnvs=2")
-        texts[name] = (run_folder.RUNS / name / "metrics.jsonl").read_text()
+        texts[name] = (find_logdir().runs / name / "metrics.jsonl").read_text()
     assert texts["a"] == texts["b"]
     assert texts["a"] != texts["c"]
     first, other = (json.loads(texts[name].splitlines()[-1]) for name in "ac")
@@ -425,7 +419,7 @@ def test_score_file_rows() -> None:
     assert rows == [[20, 80, 0, 0, 0, 0, 0], [40, 160, 2, 0, 2, 2, 2]]
     about = json.loads(file.json.read_text())
     assert about == SETTINGS.__dict__ | {"commit": "abc"}
-    assert {p.name for p in evaluation.RESULTS.iterdir()} == {"run.csv", "run.json"}
+    assert {p.name for p in find_logdir().scores.iterdir()} == {"run.csv", "run.json"}
 
 
 def test_score_file_keeps_returns_exact() -> None:
@@ -455,7 +449,7 @@ def test_scores_under_other_settings_are_set_aside(change: dict[str, Any]) -> No
     back = scores()
     back.add(40, 160, [4.0, 5.0, 6.0])
     kept: defaultdict[str, list] = defaultdict(list)
-    for path in sorted(evaluation.RESULTS.rglob("*.csv")):
+    for path in sorted(find_logdir().scores.rglob("*.csv")):
         kept[path.name] = [row[4:] for row in rows_of(path)[1]]
         about = json.loads(path.with_suffix(".json").read_text())
         assert about["episodes"] == len(kept[path.name][0])
@@ -468,10 +462,10 @@ def test_scores_under_other_settings_are_set_aside(change: dict[str, Any]) -> No
 
 def test_scores_without_their_json_are_set_aside() -> None:
     scores().add(20, 80, [1.0, 2.0, 3.0])
-    (evaluation.RESULTS / "run.json").unlink()
+    (find_logdir().scores / "run.json").unlink()
     scores().add(40, 160, [4.0, 5.0, 6.0])
-    assert len(rows_of(evaluation.RESULTS / "set_aside" / "run-1.csv")[1]) == 1
-    assert [row[0] for row in rows_of(evaluation.RESULTS / "run.csv")[1]] == [40]
+    assert len(rows_of(find_logdir().scores / "set_aside" / "run-1.csv")[1]) == 1
+    assert [row[0] for row in rows_of(find_logdir().scores / "run.csv")[1]] == [40]
 
 
 def test_scores_of_a_run_that_was_made_anew_do_not_mix_with_the_old_ones() -> None:
@@ -480,11 +474,11 @@ def test_scores_of_a_run_that_was_made_anew_do_not_mix_with_the_old_ones() -> No
     command(domain, "run", "-seed", "1")
     old = score(domain, "run", "-checkpoint", "all", "-seed", "0")
     assert [row[0] for row in old] == [20, 40, 60]
-    shutil.rmtree(run_folder.RUNS / "run")
+    shutil.rmtree(find_logdir().runs / "run")
     command(domain, "run", "-seed", "2", "-set", "JointTrainAgent.SaveEverySteps=30")
     new = score(domain, "run", "-checkpoint", "all", "-seed", "0")
     assert [row[0] for row in new] == [30, 60]
-    assert rows_of(evaluation.RESULTS / "set_aside" / "run-1.csv")[1] == old
+    assert rows_of(find_logdir().scores / "set_aside" / "run-1.csv")[1] == old
 
 
 def test_scores_played_by_other_rules_do_not_mix() -> None:
@@ -510,8 +504,8 @@ def test_an_evaluation_that_fails_leaves_the_scores_where_they_are() -> None:
     domain = counting_domain((7,))
     command(domain, "run")
     score(domain, "run")
-    before = {path: path.read_bytes() for path in evaluation.RESULTS.iterdir()}
+    before = {path: path.read_bytes() for path in find_logdir().scores.iterdir()}
     (RunFolder.open("run").path / "checkpoints" / "000000060.pt").write_bytes(b"")
     with pytest.raises(UserError):
         score(domain, "run", "-episodes", "5")
-    assert {path: path.read_bytes() for path in evaluation.RESULTS.iterdir()} == before
+    assert {path: path.read_bytes() for path in find_logdir().scores.iterdir()} == before

@@ -18,11 +18,10 @@ from pwm_core.config_file import load_config
 from pwm_core.envs import VectorEnv, env_seeds
 from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run
-from pwm_core.runs import run_folder
+from pwm_core.paths import find_logdir
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
 from pwm_core.train import train as train_command
-from pwm_core.training import evaluation
 from pwm_core.training.episode_videos import SIZE, Episode, VideoWriter, enlarged, film
 from pwm_core.training.evaluation import play
 from pwm_core.training.model_videos import GIVEN, PREDICTED, log_videos, open_loop
@@ -37,11 +36,7 @@ from tests.training.catch import Catch
 KINDS = ("Observation", "Reconstruction", "Imagination", "Comparison", "OpenLoop")
 
 
-@pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs and scores lie under the test's own folder."""
-    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
-    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
+pytestmark = pytest.mark.usefixtures("logdir")
 
 
 def decoded(path: Path) -> np.ndarray:
@@ -328,11 +323,11 @@ def test_eval_films_its_first_episodes(capsys: pytest.CaptureFixture[str]) -> No
     domain = trained("run")
     argv = ["-n", "run", "-device", "cpu", "-checkpoint", "all"]
     evaluate_run(domain, argv)
-    scores = evaluation.RESULTS / "run.csv"
+    scores = find_logdir().scores / "run.csv"
     before = scores.read_text()
     evaluate_run(domain, [*argv, "-video", "3"])
     assert scores.read_text() == before
-    found = sorted((run_folder.RUNS / "run" / "videos").iterdir())
+    found = sorted((find_logdir().runs / "run" / "videos").iterdir())
     assert [p.name for p in found] == [
         f"evaluation{i}_{step:09d}.mp4" for i in range(3) for step in (20, 40)
     ]
@@ -352,6 +347,6 @@ def test_scores_do_not_depend_on_a_renderer(capsys: pytest.CaptureFixture[str]) 
     blind = dataclasses.replace(domain, make_env=make_env)
     evaluate_run(blind, ["-n", "run", "-device", "cpu", "-video", "1"])
     assert "no video: no headless renderer works" in capsys.readouterr().out
-    assert (evaluation.RESULTS / "run.csv").exists()
+    assert (find_logdir().scores / "run.csv").exists()
     with pytest.raises(UserError, match="-video -1"):
         evaluate_run(domain, ["-n", "run", "-device", "cpu", "-video", "-1"])
