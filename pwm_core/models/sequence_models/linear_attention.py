@@ -39,7 +39,7 @@ class RecurrentMemory:
         self.memory = memory  # (N, E, V)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
-        """Take in one step's (N, K) keys and (N, V) values; returns (N, V) ``o_t = q_t S_t``."""
+        """Take in one step's (N, E) keys and (N, V) values; returns (N, V) ``o_t = q_t S_t``."""
         decay = log_decay.exp().unsqueeze(-1)
         self.memory = torch.addcmul(k.unsqueeze(-1) * v.unsqueeze(-2), decay, self.memory)
         return (q.unsqueeze(-2) @ self.memory).squeeze(-2)
@@ -49,7 +49,7 @@ class ImaginedMemory:
     """Replayed states as they are, and beside them the few keys and values imagined since.
 
     ``o_t = (q_t G_t) S_0 + sum_j (q_t . k_j G_t / G_j) v_j``: the same numbers as
-    :class:`RecurrentMemory`, but the (K, V) states ``S_0`` are only read, never rewritten, and with
+    :class:`RecurrentMemory`, but the (E, V) states ``S_0`` are only read, never rewritten, and with
     the chunked scan not even written out. No gradient.
 
     Args:
@@ -93,7 +93,7 @@ class ImaginedMemory:
         return torch.baddbmm(self._read(q * self._decay).unsqueeze(1), scores, values).squeeze(1)
 
     def _read(self, query: Tensor) -> Tensor:
-        """``query`` (N, K) times the replayed states: (N, V)."""
+        """``query`` (N, E) times the replayed states: (N, V)."""
         batch, chunks, chunk, width = self._shape
         placed = query.new_zeros(batch, chunks * chunk, width)
         placed[:, self._steps] = query.view(batch, -1, width)
@@ -135,7 +135,7 @@ class LinearAttentionBlock(nn.Module):
         self.gated = GatedUnit(width, config.BlockAct, config.Dropout)
 
     def _project(self, u: Tensor, previous: Tensor, keep: Tensor | None) -> tuple[Tensor, ...]:
-        """Inputs (..., D) and those before them -> q, k (..., K), v (..., V), log g, at least
+        """Inputs (..., D) and those before them -> q, k (..., E), v (..., V), log g, at least
         float32.
 
         ``keep`` (..., 1) is 0 for dropped tokens: their inputs are zeros and their decay is 1.
