@@ -112,7 +112,8 @@ class JointTrainAgent(_Section):
     TrainAgentEverySteps: Count
     """Agent steps per imagination and actor-critic update."""
     AgentUpdate: Count
-    """Actor-critic updates on each imagined batch."""
+    """Actor-critic updates on each imagined batch; from the second on, actions are weighted by the
+    ratio of the policies, clipped by Models.Agent.ClipRatio."""
     SaveEverySteps: Count
     """Agent steps between checkpoints."""
     VideoLogStep: Count
@@ -187,6 +188,9 @@ class AgentConfig(_Section):
     SlowCritic: bool
     """Also train the critic towards the returns of its slowly moving average."""
     EntropyCoef: NonNegative
+    ClipRatio: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
+    """Read with AgentUpdate above 1: an action counts as long as its probability is at most this
+    share above or below that under the policy that acted (PPO's clip)."""
     LR: Positive
     Eps: Positive
     WeightDecay: NonNegative

@@ -34,6 +34,17 @@ class ReturnScale(nn.Module):
         return (self.percentiles[1] - self.percentiles[0]).clamp_min(1.0)
 
 
+def clipped_objective(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """``min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A)`` (PPO, equation 7).
+
+    ``ratio`` is the probability of an action over that under the policy that acted. At 1 the
+    gradient is REINFORCE's; beyond the clip, on the side that the advantage pushes to, it is 0, so
+    that updates on one and the same batch do not run away from the policy that acted. All three of
+    one shape, float32.
+    """
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
 class ActorCritic(nn.Module):
     """Policy and value over features (deter, latent).
 
@@ -75,12 +86,17 @@ class ActorCritic(nn.Module):
             ratio = (log_prob.detach() - trajectory.log_prob).exp()
         return pete_return(reward, discount, value, self.lambda_, ratio, scan=scan)
 
-    def loss(self, trajectory: Trajectory) -> tuple[Tensor, Metrics]:
+    def loss(self, trajectory: Trajectory, *, again: bool = False) -> tuple[Tensor, Metrics]:
         """Policy and value loss on imagined rollouts; moves the return scale on.
 
         Policy: REINFORCE on the scaled advantage with an entropy bonus. Critic: two-hot
         cross-entropy to the returns, and to those bootstrapped from the slow critic where there is
         one. Every step is weighted by the product of the discounts before it.
+
+        Args:
+            trajectory: N rollouts of H steps.
+            again: the policy has been updated on this trajectory before, so it is no longer the
+                one that acted: its loss is the clipped one of :func:`clipped_objective`.
         """
         config, policy = self.config, self.policy
         weight = step_weights(trajectory.discount)  # (N, H)
@@ -98,7 +114,12 @@ class ActorCritic(nn.Module):
         scale = self.return_scale(returns)
         advantage = (returns - value[:, :-1]) / scale
 
-        policy_loss = -(weight * log_prob * advantage).mean()
+        if again:
+            ratio = (log_prob - trajectory.log_prob).exp()
+            objective = weight * clipped_objective(ratio, advantage, config.ClipRatio)
+        else:
+            objective = weight * log_prob * advantage
+        policy_loss = -objective.mean()
         entropy_mean = (weight * entropy).mean()
         value_loss = (weight * critic_error).mean()
         total = policy_loss + value_loss - config.EntropyCoef * entropy_mean

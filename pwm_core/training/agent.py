@@ -95,10 +95,10 @@ class Agent:
     def train_actor_critic(self, trajectory: Trajectory) -> Metrics:
         """``AgentUpdate`` updates on imagined rollouts; the metrics of the last."""
         updater = self.updaters["ActorCritic"]
-        for _ in range(self.config.JointTrainAgent.AgentUpdate):
+        for update in range(self.config.JointTrainAgent.AgentUpdate):
             updater.begin()
             with self.autocast():
-                loss, metrics = self._agent_loss(trajectory)
+                loss, metrics = self._agent_loss(trajectory, again=update > 0)
             norm = updater.step(loss)
             self.actor_critic.update_slow_critic()
         return {f"ActorCritic/{name}": value for name, value in metrics.items()} | {
