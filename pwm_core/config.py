@@ -152,6 +152,15 @@ class WorldModelConfig(_Section):
     """tanh on the last block's output."""
     Dropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
     """Token dropout and ordinary dropout in the blocks, while training."""
+    PriorDropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+    """Dropout in the prior's gated unit, while training; the published code has 0.1 there."""
+    PriorGain: Positive
+    """What the prior's logits are multiplied by, while training and imagining. The published prior
+    starts with logits 1.3 times larger than ours at 1, since its BatchNorm also sees zero states:
+    what it imagines is sharper."""
+    MixFan: Literal["width", "mean"]
+    """The token mixing weights start with the variance 1 / fan; the fan is Hidden (``width``), or
+    the mean of fan-in and fan-out, (Hidden + 1) / 2 (``mean``)."""
     Unimix: Fraction
     """Share of the uniform distribution mixed into every latent categorical."""
     PosteriorNorm: bool
