@@ -38,6 +38,13 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _count_or_task(value: Any) -> Any:
+    value = _number(value)
+    if value != "task" and (not isinstance(value, int | float) or value < 1 or value % 1):
+        raise ValueError("it must be a whole number from 1 on, or task")
+    return value if value == "task" else int(value)
+
+
 def _off(value: Any) -> Any:
     """YAML reads a bare ``off`` as false."""
     return "off" if value is False else value
@@ -77,8 +84,9 @@ class BasicSettings(_Section):
     Threads: Annotated[int, BeforeValidator(_number), Field(ge=0)]
     """CPU threads of torch; 0: one per core. With 1, other work on the machine slows a small
     network down far less."""
-    FrameSkip: Count
-    """Emulator frames or simulator steps per agent step."""
+    FrameSkip: Annotated[int | Literal["task"], BeforeValidator(_count_or_task)]
+    """Emulator frames or simulator steps per agent step. DeepMind Control also takes ``task``: what
+    pwm_dmc.envs.ACTION_REPEATS says of the task; a run's own config then holds that number."""
     Protocol: str
     """The named evaluation protocol of the domain, written into every score file."""
 
