@@ -28,6 +28,7 @@ class Domain:
         make_world_model: (config, environments) -> the world model.
         make_actor_critic: (config, environments) -> actor and critic.
         protocol: (config) -> the protocol's settings, for the score files.
+        resolve: (config, task) -> the config with what depends on the task filled in.
         add_arguments: adds the domain's own flags.
         overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
     """
@@ -41,5 +42,6 @@ class Domain:
     make_world_model: Callable[[Config, VectorEnv], WorldModel]
     make_actor_critic: Callable[[Config, VectorEnv], ActorCritic]
     protocol: Callable[[Config], dict[str, Any]]
+    resolve: Callable[[Config, str], Config] = lambda config, task: config
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     overrides: Callable[[argparse.Namespace], list[str]] = lambda arguments: []

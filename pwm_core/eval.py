@@ -112,6 +112,7 @@ def evaluate_run(domain: Domain, argv: list[str] | None = None) -> None:
     about = folder.metadata()
     task = arguments.env_name or about["task"]
     _check_task(domain, folder, about, config, task)
+    config = domain.resolve(config, task)
     steps = folder.select(arguments.checkpoint)
     device = find_device(arguments.device)
     use_threads(config.BasicSettings.Threads)

@@ -81,6 +81,7 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
         overrides=overrides(arguments, domain),
     )
     domain.check_task(config, task)
+    config = domain.resolve(config, task)
     if arguments.deterministic:
         make_deterministic()
     device = find_device(arguments.device)

@@ -37,6 +37,7 @@ DMC = Domain(
     make_world_model=world_model.make_world_model,
     make_actor_critic=actor_critic.make_actor_critic,
     protocol=envs.describe_protocol,
+    resolve=envs.resolve,
     add_arguments=add_arguments,
     overrides=overrides,
 )

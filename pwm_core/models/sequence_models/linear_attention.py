@@ -105,10 +105,10 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _trunc_normal(width: int) -> Tensor:
-    """Truncated normal, variance scaled by the mean of fan-in and fan-out."""
+def _trunc_normal(width: int, fan: float) -> Tensor:
+    """(width,) from a normal of variance 1 / fan, cut off at two standard deviations."""
     # 0.8796: the standard deviation of a unit normal cut off at two.
-    std = (1.0 / width) ** 0.5 / 0.87962566103423978
+    std = (1.0 / fan) ** 0.5 / 0.87962566103423978
     return nn.init.trunc_normal_(torch.empty(width), std=std, a=-2 * std, b=2 * std)
 
 
@@ -124,7 +124,8 @@ class LinearAttentionBlock(nn.Module):
         self.attend = functools.partial(
             linear_attention, backend=config.Scan, chunk=config.ScanChunk
         )
-        self.mix = nn.Parameter(_trunc_normal(width))
+        fan = {"width": width, "mean": (width + 1) / 2}[config.MixFan]
+        self.mix = nn.Parameter(_trunc_normal(width, fan))
         # W_q, W_k, W_v, W_r as one product; each is initialised as a Linear of its own would be.
         self.projections = nn.Linear(width, 4 * inner, bias=False)
         self.decay = nn.Linear(width, inner, bias=False)
