@@ -37,7 +37,7 @@ def test_both_commands_write_under_the_folder_of_the_flag(
     assert (tmp_path / "here" / "ckpt" / "run" / "config.yaml").is_file()
     assert (tmp_path / "here" / "eval_result" / "run.csv").is_file()
     assert not (tmp_path / "not here").exists()
-    with pytest.raises(UserError, match="no run named run in .*not here"):
+    with pytest.raises(UserError, match=r"no run named run in .*not here"):
         evaluate_run(counting_domain((7,))[0], ["-n", "run", "-device", "cpu"])
 
 

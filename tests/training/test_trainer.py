@@ -231,7 +231,7 @@ def test_updates_after_the_last_due_line_are_logged_at_the_end() -> None:
     fine = [
         r[name] for r in train("JointTrainAgent.LogEverySteps=1", warm_up).records() if name in r
     ]
-    shutil.rmtree(run_folder.RUNS)
+    shutil.rmtree(find_logdir().runs)
     records = train("JointTrainAgent.LogEverySteps=40", warm_up).records()
     logged = {r["step"]: r[name] for r in records if name in r}
     assert list(logged) == [40, 60]
