@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from pwm_core.config import Config
-from pwm_core.envs import VectorEnv
-from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.world_model import WorldModel
-from pwm_core.training.replay_buffer import TransitionSpec
+from pwm_core.config_file import load_config
+from pwm_core.errors import UserError, closest
+from pwm_core.paths import REPOSITORY
+
+if TYPE_CHECKING:
+    from pwm_core.config import Config
+    from pwm_core.envs import VectorEnv
+    from pwm_core.models.actor_critic import ActorCritic
+    from pwm_core.models.world_model import WorldModel
+    from pwm_core.training.replay_buffer import TransitionSpec
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class Domain:
     """A family of environments and how PaMoRL meets it.
 
     Attributes:
-        name: for messages, the tracker's project and the score files.
+        name: the package is ``pwm_<name>``; also in messages, score files and the tracker.
         defaults: the domain's full config, the base of every other.
         example_task: a task's name, for the help text.
         check_task: raises UserError for a task or a config that the domain does not know.
@@ -29,6 +35,8 @@ class Domain:
         make_actor_critic: (config, environments) -> actor and critic.
         protocol: (config) -> the protocol's settings, for the score files.
         resolve: (config, task) -> the config with what depends on the task filled in.
+        quick_task: what ``./train.sh`` trains on when no task is named; None: ``example_task``.
+        env_bytes: (config) -> bytes of memory that one more environment takes; measured.
         add_arguments: adds the domain's own flags.
         overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
     """
@@ -43,5 +51,79 @@ class Domain:
     make_actor_critic: Callable[[Config, VectorEnv], ActorCritic]
     protocol: Callable[[Config], dict[str, Any]]
     resolve: Callable[[Config, str], Config] = lambda config, task: config
+    quick_task: str | None = None
+    env_bytes: Callable[[Config], int] = lambda config: 1_000_000
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     overrides: Callable[[argparse.Namespace], list[str]] = lambda arguments: []
+
+
+def deferred(place: str) -> Callable[..., Any]:
+    """The function at ``package.module:function``, imported when it is first called.
+
+    Environments and networks take seconds to import, and a wrong flag is to be reported before.
+    """
+    module, _, name = place.partition(":")
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments, **keywords)
+
+    return call
+
+
+def check_task(domain: Domain, config: Config, task: str, config_path: str | None = None) -> None:
+    """Refuse a task or a config that ``domain`` does not know.
+
+    Args:
+        config: the resolved config.
+        config_path: the file that it comes from, if one was named.
+
+    Raises:
+        UserError: says whose the task or the file is, where another domain knows it.
+    """
+    try:
+        domain.check_task(config, task)
+    except UserError as error:
+        raise UserError(f"{error}{_whose(domain, task, config_path)}") from None
+
+
+def _whose(domain: Domain, task: str, config_path: str | None) -> str:
+    """A hint at the domain that knows what ``domain`` does not, or an empty string."""
+    for other in map(find_domain, domain_names()):
+        if other.name == domain.name:
+            continue
+        if _accepts(other, other.defaults, task):
+            return f"; it is a task of pwm_{other.name}/"
+        theirs = config_path and _accepts(other, config_path, other.example_task)
+        if theirs and not _accepts(domain, config_path, domain.example_task):
+            return f"; {config_path} is a config of pwm_{other.name}/"
+    return ""
+
+
+def _accepts(domain: Domain, config_path: str, task: str) -> bool:
+    """Whether ``domain`` can train ``task`` with that file."""
+    try:
+        domain.check_task(load_config(config_path, defaults=domain.defaults), task)
+    except (UserError, ImportError):  # the other domain's simulator may be missing
+        return False
+    return True
+
+
+def domain_names() -> list[str]:
+    """The names of all domains: those of the packages ``pwm_<name>`` beside this one."""
+    found = REPOSITORY.glob("pwm_*/train.py")
+    names = sorted(path.parent.name.removeprefix("pwm_") for path in found)
+    return [name for name in names if name != "core"]
+
+
+def find_domain(name: str) -> Domain:
+    """The domain of the package ``pwm_<name>``.
+
+    Raises:
+        UserError: there is no such domain.
+    """
+    names = domain_names()
+    if name not in names:
+        hint = closest(name, names) or f"; there are {', '.join(names)}"
+        raise UserError(f"{name!r} is not a domain{hint}")
+    module = import_module(f"pwm_{name}.train")
+    return next(value for value in vars(module).values() if isinstance(value, Domain))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,8 +81,12 @@ class Checkpointer:
     def __init__(self, progress: Progress, folder: RunFolder, keep: int | None = None) -> None:
         self.progress, self.folder, self.keep = progress, folder, keep
 
-    def save(self) -> bool:
+    def save(self, log_rest: Callable[[], None] | None = None) -> bool:
         """Write a checkpoint of this step.
+
+        Args:
+            log_rest: logs what the end of the run leaves to log. The checkpoint does not know of
+                it, so that the metrics of an extended run are those of one that never ended.
 
         Returns:
             False, after a warning, where the disk does not allow it. Earlier checkpoints are then
@@ -91,9 +96,12 @@ class Checkpointer:
         progress.tracker.flush()
         state = progress.agent.state_dict()
         weights = {name: state.pop(name) for name in ("world_model", "actor_critic")}
+        content = to_tensors(self._content() | state)
+        if log_rest:
+            log_rest()
+            progress.tracker.flush()
         try:
             files = self.folder.save(progress.step, weights)
-            content = to_tensors(self._content() | state)
             self.folder.points.save(progress.step, files, content, progress.replay)
             self.folder.prune(self.keep)
         except OSError as error:
@@ -104,15 +112,18 @@ class Checkpointer:
             return False
         return True
 
-    def finish(self) -> None:
+    def finish(self, log_rest: Callable[[], None]) -> None:
         """Write the last checkpoint of a finished run.
+
+        Args:
+            log_rest: see :meth:`save`.
 
         Raises:
             UserError: it could not be written.
         """
-        if not self.save():
+        if not self.save(log_rest):
             raise UserError("the run's last checkpoint is missing; make room and -resume")
-        self.folder.points.clear()
+        self.folder.points.finish()
         self.folder.prune(self.keep)
 
     def _content(self) -> dict[str, Any]:

@@ -70,8 +70,7 @@ class Trainer:
             # Two bars: warm-up steps are so fast that they would spoil the estimate of time left.
             self._run_to(self.settings.BufferWarmUp, "warm-up")
             self._run_to(self.settings.SampleMaxSteps, "training")
-            self._log_rest()
-            self.checkpointer.finish()
+            self.checkpointer.finish(self._log_rest)
 
     def _run_to(self, step: int, phase: str) -> None:
         """Take steps up to ``step`` behind a progress bar."""

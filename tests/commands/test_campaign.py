@@ -89,7 +89,7 @@ def test_a_campaign_that_is_stopped_goes_on_and_collects(
     process = campaign(root, *command)
     text = process.communicate(timeout=300)[0]
     assert process.returncode == 0, text
-    assert "going on from step" in (root / "ckpt" / "logs" / f"{names[0]}.log").read_text()
+    assert "continuing from step" in (root / "ckpt" / "logs" / f"{names[0]}.log").read_text()
     for name, task in zip(names, tasks, strict=True):
         header, row = (root / "eval_result" / f"{name}.csv").read_text().splitlines()
         assert header.startswith("step,frames,mean,std,return_0,return_1")

@@ -94,7 +94,7 @@ def test_a_step_never_asks_the_device(discrete: bool, monkeypatch: pytest.Monkey
     """Sampling, losses, gradients and imagination on the meta device, whose tensors have no values
     to read: an ``.item()``, a branch on data or a CPU tensor in between raises there."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
-    monkeypatch.setattr(replay_buffer, "_free_bytes", lambda device: 10**12)
+    monkeypatch.setattr(replay_buffer, "free_bytes", lambda device: 10**12)
     config, meta = load_small(*SIZES), torch.device("meta")
     world_model = make_world_model(config, discrete=discrete).to(meta)
     actor_critic = make_actor_critic(config, discrete=discrete).to(meta)
