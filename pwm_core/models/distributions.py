@@ -83,11 +83,24 @@ def unimix_probs(logits: Tensor, unimix: float) -> Tensor:
 def sample_index(probs: Tensor) -> Tensor:
     """Draw from categoricals ``probs`` (..., K): indices (...) int64.
 
-    By inversion of the running sum: one random number per categorical, no host round trip.
+    On CUDA this is :func:`exponential_race`, because a float cumsum is not deterministic there.
+    Elsewhere the running sum is inverted, which takes one random number per categorical. The host
+    never waits.
     """
+    if probs.is_cuda:
+        return exponential_race(probs)
     total = probs.cumsum(-1)
     threshold = torch.rand_like(total[..., :1]) * total[..., -1:]
     return (total <= threshold).sum(-1).clamp_(max=probs.shape[-1] - 1)
+
+
+def exponential_race(probs: Tensor) -> Tensor:
+    """Draw from categoricals ``probs`` (..., K): indices (...) int64.
+
+    Class k arrives after an exponential time of rate ``probs_k``; the first to arrive is drawn with
+    probability ``probs_k / sum(probs)``. A class of probability 0 is never drawn.
+    """
+    return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
 
 
 def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
