@@ -64,7 +64,7 @@ def full_operands(
 
 
 def _attention(backend: str) -> Callable[..., Tensor]:
-    """q, k (B, T, K), v (B, T, V), log g (B, T, K) -> (B, T, V)."""
+    """q, k (B, T, E), v (B, T, V), log g (B, T, E) -> (B, T, V)."""
     if backend == FULL:
         return lambda *inputs: full_operands(*inputs).output
     if backend == FLA:

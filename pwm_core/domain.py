@@ -36,6 +36,7 @@ class Domain:
         protocol: (config) -> the protocol's settings, for the score files.
         quick_task: what ``./train.sh`` trains on when no task is named; None: ``example_task``.
         env_bytes: (config) -> bytes of memory that one more environment takes; measured.
+        resolve: (config, task) -> the config with what depends on the task filled in.
         add_arguments: adds the domain's own flags.
         overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
     """
@@ -51,6 +52,7 @@ class Domain:
     protocol: Callable[[Config], dict[str, Any]]
     quick_task: str | None = None
     env_bytes: Callable[[Config], int] = lambda config: 1_000_000
+    resolve: Callable[[Config, str], Config] = lambda config, task: config
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     overrides: Callable[[argparse.Namespace], list[str]] = lambda arguments: []
 

@@ -110,6 +110,7 @@ def run(domain: Domain, arguments: argparse.Namespace) -> Path:
     config = _evaluation_config(arguments, folder, domain, own)
     task = arguments.env_name or about["task"]
     _check_task(domain, folder, about, config, task)
+    config = domain.resolve(config, task)
     steps = folder.select(arguments.checkpoint)
     device = find_device(arguments.device)
     use_threads(config.BasicSettings.Threads)

@@ -64,6 +64,7 @@ def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
         UserError: the flags, the config or the machine do not allow it.
     """
     check_task(domain, config, arguments.env_name, arguments.config_path)
+    config = domain.resolve(config, arguments.env_name)
     if arguments.deterministic:
         make_deterministic()
     device = find_device(arguments.device)

@@ -42,6 +42,7 @@ DMC = Domain(
     make_world_model=deferred("pwm_dmc.world_model:make_world_model"),
     make_actor_critic=deferred("pwm_dmc.actor_critic:make_actor_critic"),
     protocol=deferred("pwm_dmc.envs:describe_protocol"),
+    resolve=deferred("pwm_dmc.envs:resolve"),
     env_bytes=env_bytes,
     quick_task="cartpole_balance",
     add_arguments=add_arguments,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pwm_core.runs.plot import read_metrics
+from pwm_core.plot import read_metrics
 from results.names import config_name
 from results.published import task_key
 from results.scores import Conditions, protocol_of

@@ -26,6 +26,7 @@ from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.signals import StoppedError
+from pwm_dmc.envs import resolve
 from scripts.collect import collect
 
 FULL = {"atari": "config_files/atari.yaml", "dmc": "config_files/dmc.yaml"}
@@ -151,7 +152,8 @@ def task_overrides(arguments: argparse.Namespace, task: str) -> list[str]:
     overrides = []
     if arguments.domain == "dmc" and arguments.config_path is None:
         config = load_config(find_config(FULL["dmc"]), overrides=arguments.set)
-        steps = budget(task, arguments.obs_type) // config.BasicSettings.FrameSkip
+        skip = resolve(config, task).BasicSettings.FrameSkip
+        steps = budget(task, arguments.obs_type) // skip
         overrides = [
             f"JointTrainAgent.{key}={steps}" for key in ("SampleMaxSteps", "BufferMaxLength")
         ]

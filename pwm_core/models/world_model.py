@@ -47,7 +47,7 @@ class WorldModel(nn.Module):
             self.posterior.append(BatchNorm1d(latent, eps=NORM_EPS))
         self.sequence = make_sequence_model(models, policy.num_actions)
         self.prior = nn.Sequential(
-            GatedUnit(width, config.BlockAct),
+            GatedUnit(width, config.BlockAct, config.PriorDropout),
             nn.Linear(width, latent),
             BatchNorm1d(latent, eps=NORM_EPS),
         )
@@ -75,7 +75,7 @@ class WorldModel(nn.Module):
 
     def predict_latent(self, deter: Tensor) -> Tensor:
         """The prior ``p(z_{t+1} | deter_t)``: (N, D) -> probabilities (N, S, K)."""
-        return self._probs(self.prior(deter))
+        return self._probs(self.config.PriorGain * self.prior(deter))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Class indices (N, S) int64 -> decoded observations (N, ...)."""

@@ -23,18 +23,32 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from pwm_core.errors import UserError
 from pwm_core.runs.files import numbers, read_tensors, sha256, write_tensors, write_text
-from pwm_core.training.replay_buffer import ReplayBuffer
 
 POINTS = 2
 """Points kept: should the newest be damaged, the one before serves."""
 FILE = re.compile(r"(checkpoints|resume|replay)/[0-9]{9,}(-[0-9]{9,})?\.pt")
 """What a manifest may name."""
+
+
+class Transitions(Protocol):
+    """What is saved of a replay; see ``pwm_core.training.replay_buffer.ReplayBuffer``.
+
+    Attributes:
+        total: steps of each environment stored since the run began.
+        size: steps of each environment still held.
+    """
+
+    total: int
+    size: int
+
+    def read(self, first: int, last: int) -> dict[str, Tensor]:
+        """The steps [first, last) of every environment, counted from the run's first."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ class ResumePoints:
         self.folder, self.keep = folder, keep
         self._chunks: list[Chunk] = []
 
-    def save(self, step: int, files: dict[str, str], state: Any, replay: ReplayBuffer) -> None:
+    def save(self, step: int, files: dict[str, str], state: Any, replay: Transitions) -> None:
         """Write the point of ``step``; ``files`` are those already written for it.
 
         Raises:
@@ -99,7 +113,7 @@ class ResumePoints:
         write_text(self._manifest(step), json.dumps(manifest) + "\n")
         self._prune()
 
-    def _save_transitions(self, replay: ReplayBuffer) -> None:
+    def _save_transitions(self, replay: Transitions) -> None:
         """Write those that no chunk holds yet, and forget chunks that the ring has dropped."""
         oldest = replay.total - replay.size
         first = max(oldest, self._chunks[-1].last if self._chunks else 0)

@@ -20,12 +20,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pwm_core.errors import UserError
-from pwm_core.runs.files import replacing
+from pwm_core.runs.mp4 import write_video
 
 WANDB_MODES = ("online", "offline", "disabled")
 WANDB_TIMEOUT = 30
 """Seconds to wait for wandb's server before recording offline."""
-FRAMES_PER_SECOND = 15
 
 
 class Sink(Protocol):
@@ -236,17 +235,6 @@ class TensorBoard:
     def close(self) -> None:
         """Close the event file."""
         self._writer.close()
-
-
-def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) -> None:
-    """``frames`` (T, H, W, 3) uint8 to ``path`` as H.264 that a browser plays."""
-    import imageio.v3 as imageio
-
-    video = imageio.imwrite(
-        "<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=fps
-    )
-    with replacing(path) as temporary:  # PyAV would leave half a video on a full disk
-        temporary.write_bytes(video)
 
 
 class Tracker:

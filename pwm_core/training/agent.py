@@ -109,10 +109,10 @@ class Agent:
 
     def train_actor_critic(self, trajectory: Trajectory) -> Metrics:
         """``AgentUpdate`` updates on imagined rollouts; returns the metrics of the last one."""
-        for _ in range(self.config.JointTrainAgent.AgentUpdate):
+        for update in range(self.config.JointTrainAgent.AgentUpdate):
             with self.optimizers["ActorCritic"].update() as apply:
                 with self.autocast():
-                    loss, metrics = self._actor_critic_loss(trajectory)
+                    loss, metrics = self._actor_critic_loss(trajectory, again=update > 0)
                 metrics["grad_norm"] = apply(loss)
             self.actor_critic.update_slow_critic()
         return {f"ActorCritic/{name}": value for name, value in metrics.items()}

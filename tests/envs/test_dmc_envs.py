@@ -421,6 +421,29 @@ def test_make_env_follows_the_config():
 
 
 @pytest.mark.parametrize(
+    ("task", "repeat"),
+    [
+        ("cartpole_swingup_sparse", 8),
+        ("cup_catch", 4),
+        ("ball_in_cup_catch", 4),
+        ("finger_spin", 2),
+        ("pendulum_swingup", 4),
+    ],
+)
+def test_a_frame_skip_by_task_becomes_a_number(task, repeat):
+    resolved = envs.resolve(dmc_config(FrameSkip="task"), task)
+    assert resolved == dmc_config(FrameSkip=repeat)
+    assert envs.resolve(dmc_config(FrameSkip=3), task) == dmc_config(FrameSkip=3)
+
+
+def test_every_domain_of_the_action_repeats_exists():
+    names = [envs.find_task(task) for task in ("cup_catch", "walker_walk")]
+    assert [domain for domain, _ in names] == ["ball_in_cup", "walker"]
+    domains = {domain for domain, _ in envs._simulation().suite.ALL_TASKS}
+    assert set(envs.ACTION_REPEATS) - {"cup"} <= domains
+
+
+@pytest.mark.parametrize(
     ("basic", "task", "message"),
     [
         ({}, "walker_wlak", "did you mean 'walker_walk'"),

@@ -186,6 +186,37 @@ def test_the_latent_gain_scales_the_logits_at_the_start(posterior_norm: str, gai
     torch.testing.assert_close(scaled_prior, gain * prior)
 
 
+@torch.no_grad()
+def test_the_prior_gain_multiplies_the_priors_logits() -> None:
+    deter = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(1))
+    models = [
+        make_world_model(load_small(f"Models.WorldModel={{PriorGain: {gain}, Unimix: 0}}")).eval()
+        for gain in (1.0, 1.3)
+    ]
+    plain, sharper = (model.predict_latent(deter) for model in models)
+    torch.testing.assert_close(sharper, (1.3 * plain.log()).softmax(-1))
+    assert not torch.allclose(sharper, plain, atol=1e-2)
+
+
+def test_the_prior_drops_only_while_training() -> None:
+    model = make_world_model(load_small("Models.WorldModel={PriorDropout: 0.3, Dropout: 0}"))
+    deter = torch.randn(8, WIDTH)
+    assert [m.p for m in model.prior.modules() if type(m) is nn.Dropout] == [0.3]
+    assert not any(m.p for m in model.sequence.modules() if type(m) is nn.Dropout)
+    assert not torch.equal(model.train().prior[0](deter), model.prior[0](deter))
+    assert torch.equal(model.eval().prior[0](deter), model.prior[0](deter))
+
+
+@pytest.mark.parametrize(("fan", "std"), [("width", 512**-0.5), ("mean", 256.5**-0.5)])
+def test_the_spread_of_the_mixing_weights_is_as_configured(fan: str, std: float) -> None:
+    overrides = (f"Models.WorldModel.MixFan={fan}", "Models.WorldModel.Blocks=40")
+    torch.manual_seed(0)
+    model = LinearAttention(load_config(ATARI, overrides=overrides).Models, ACTIONS)
+    weights = torch.stack([block.mix for block in model.blocks])  # 40 x 512 of them
+    assert weights.std().item() == pytest.approx(std, rel=0.02)
+    assert weights.abs().max() < 2.3 * std  # cut off
+
+
 def test_indices_and_their_vectors_are_the_same_latents() -> None:
     config = load_small()
     model, batch = make_world_model(config).eval(), Data(firsts=FIRSTS).batch(config)

@@ -21,8 +21,8 @@ from pwm_core.config import REPOSITORY
 from pwm_core.config_file import load_config
 from pwm_core.eval import record_in_wandb
 from pwm_core.paths import LOGDIR_VARIABLE
+from pwm_core.runs.mp4 import VideoWriter
 from pwm_core.runs.run_folder import RunFolder
-from pwm_core.training.episode_videos import VideoWriter
 from results import aggregates, published, tables
 from results.__main__ import main
 from results.aggregates import Matrix, intervals, make_matrix

@@ -473,7 +473,10 @@ def test_a_limit_on_file_sizes(tree: RunTree) -> None:
     ("setting", "says"),
     [
         ("Models.Hidden=150000", ["the networks and their optimisers need", "lower Models.Hidden"]),
-        ("JointTrainAgent.BatchSize=1000000", ["(tried to allocate", "lower JointTrainAgent.Batch"]),
+        (
+            "JointTrainAgent.BatchSize=1000000",
+            ["(tried to allocate", "lower JointTrainAgent.Batch"],
+        ),
     ],
 )
 def test_out_of_memory_is_one_line(setting: str, says: list[str], tree: RunTree) -> None:

@@ -39,7 +39,7 @@ class RecurrentMemory:
         self.memory = memory  # (N, E, V)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
-        """Take in one step's (N, K) keys and (N, V) values; returns (N, V) ``o_t = q_t S_t``."""
+        """Take in one step's (N, E) keys and (N, V) values; returns (N, V) ``o_t = q_t S_t``."""
         decay = log_decay.exp().unsqueeze(-1)
         self.memory = torch.addcmul(k.unsqueeze(-1) * v.unsqueeze(-2), decay, self.memory)
         return (q.unsqueeze(-2) @ self.memory).squeeze(-2)
@@ -49,7 +49,7 @@ class ImaginedMemory:
     """Replayed states as they are, and beside them the few keys and values imagined since.
 
     ``o_t = (q_t G_t) S_0 + sum_j (q_t . k_j G_t / G_j) v_j``: the same numbers as
-    :class:`RecurrentMemory`, but the (K, V) states ``S_0`` are only read, never rewritten, and with
+    :class:`RecurrentMemory`, but the (E, V) states ``S_0`` are only read, never rewritten, and with
     the chunked scan not even written out. No gradient.
 
     Args:
@@ -93,7 +93,7 @@ class ImaginedMemory:
         return torch.baddbmm(self._read(q * self._decay).unsqueeze(1), scores, values).squeeze(1)
 
     def _read(self, query: Tensor) -> Tensor:
-        """``query`` (N, K) times the replayed states: (N, V)."""
+        """``query`` (N, E) times the replayed states: (N, V)."""
         batch, chunks, chunk, width = self._shape
         placed = query.new_zeros(batch, chunks * chunk, width)
         placed[:, self._steps] = query.view(batch, -1, width)
@@ -105,10 +105,10 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _trunc_normal(width: int) -> Tensor:
-    """Truncated normal, variance scaled by the mean of fan-in and fan-out."""
+def _trunc_normal(width: int, fan: float) -> Tensor:
+    """(width,) from a normal of variance 1 / fan, cut off at two standard deviations."""
     # 0.8796: the standard deviation of a unit normal cut off at two.
-    std = (1.0 / width) ** 0.5 / 0.87962566103423978
+    std = (1.0 / fan) ** 0.5 / 0.87962566103423978
     return nn.init.trunc_normal_(torch.empty(width), std=std, a=-2 * std, b=2 * std)
 
 
@@ -124,7 +124,8 @@ class LinearAttentionBlock(nn.Module):
         self.attend = functools.partial(
             linear_attention, backend=config.Scan, chunk=config.ScanChunk
         )
-        self.mix = nn.Parameter(_trunc_normal(width))
+        fan = {"width": width, "mean": (width + 1) / 2}[config.MixFan]
+        self.mix = nn.Parameter(_trunc_normal(width, fan))
         # W_q, W_k, W_v, W_r as one product; each is initialised as a Linear of its own would be.
         self.projections = nn.Linear(width, 4 * inner, bias=False)
         self.decay = nn.Linear(width, inner, bias=False)
@@ -135,7 +136,7 @@ class LinearAttentionBlock(nn.Module):
         self.gated = GatedUnit(width, config.BlockAct, config.Dropout)
 
     def _project(self, u: Tensor, previous: Tensor, keep: Tensor | None) -> tuple[Tensor, ...]:
-        """Inputs (..., D) and those before them -> q, k (..., K), v (..., V), log g, at least
+        """Inputs (..., D) and those before them -> q, k (..., E), v (..., V), log g, at least
         float32.
 
         ``keep`` (..., 1) is 0 for dropped tokens: their inputs are zeros and their decay is 1.
