@@ -34,9 +34,9 @@ class Domain:
         make_world_model: (config, environments) -> the world model.
         make_actor_critic: (config, environments) -> actor and critic.
         protocol: (config) -> the protocol's settings, for the score files.
-        resolve: (config, task) -> the config with what depends on the task filled in.
         quick_task: what ``./train.sh`` trains on when no task is named; None: ``example_task``.
         env_bytes: (config) -> bytes of memory that one more environment takes; measured.
+        resolve: (config, task) -> the config with what depends on the task filled in.
         add_arguments: adds the domain's own flags.
         overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
     """
@@ -50,9 +50,9 @@ class Domain:
     make_world_model: Callable[[Config, VectorEnv], WorldModel]
     make_actor_critic: Callable[[Config, VectorEnv], ActorCritic]
     protocol: Callable[[Config], dict[str, Any]]
-    resolve: Callable[[Config, str], Config] = lambda config, task: config
     quick_task: str | None = None
     env_bytes: Callable[[Config], int] = lambda config: 1_000_000
+    resolve: Callable[[Config, str], Config] = lambda config, task: config
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     overrides: Callable[[argparse.Namespace], list[str]] = lambda arguments: []
 

@@ -1,11 +1,9 @@
-"""The real training loop, evaluation and score files around an environment that counts."""
+"""The real training loop and evaluation around an environment that counts."""
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from pwm_core.runs.tracking import JsonLines, Tracker
 from pwm_core.runtime import seed_everything
 from pwm_core.train import train as train_command
 from pwm_core.training.agent import Agent
-from pwm_core.training.evaluation import ScoreFile, Settings, evaluate, quotas, standard_error
+from pwm_core.training.evaluation import evaluate, quotas, standard_error
 from pwm_core.training.replay_buffer import ReplayBuffer
 from pwm_core.training.trainer import Trainer
 from tests.helpers_envs import (
@@ -40,6 +38,7 @@ from tests.helpers_envs import (
     Transition,
     counting_domain,
 )
+from tests.helpers_runs import rows_of
 
 CPU = torch.device("cpu")
 
@@ -96,14 +95,7 @@ def command(domain_and_made: tuple, name: str, *flags: str) -> None:
 
 def score(domain_and_made: tuple, name: str, *flags: str) -> list[list[float]]:
     """``eval.py`` in this process; the rows of the CSV as numbers."""
-    evaluate_run(domain_and_made[0], ["-n", name, "-device", "cpu", *flags])
-    return rows_of(find_logdir().scores / f"{name}.csv")[1]
-
-
-def rows_of(path: Path) -> tuple[list[str], list[list[float]]]:
-    with open(path, newline="") as file:
-        header, *rows = csv.reader(file)
-    return header, [[float(cell) for cell in row] for row in rows]
+    return rows_of(evaluate_run(domain_and_made[0], ["-n", name, "-device", "cpu", *flags]))[1]
 
 
 # -------------------------------------------------------------------------- what the replay holds
@@ -249,11 +241,13 @@ def test_updates_after_the_last_due_line_are_logged_at_the_end() -> None:
     ],
 )
 def test_checkpoints(num_envs: int, every: int, expected: list[int]) -> None:
-    """Wherever a multiple of SaveEverySteps is reached or passed, and at the last step."""
+    """Wherever a multiple of SaveEverySteps is reached or passed, and at the last step. The run can
+    be extended from the last one only."""
     run = train(f"JointTrainAgent.SaveEverySteps={every}", lengths=(7,) * num_envs)
     assert run.folder.steps() == expected
     left = {p.name for p in run.folder.path.rglob("*") if p.suffix != ".pt"}
-    assert left == {"checkpoints", "config.yaml", "run.json", "metrics.jsonl"}
+    point = {"resume", "replay", f"{expected[-1]:09d}.json"}
+    assert left == {"checkpoints", "config.yaml", "run.json", "metrics.jsonl"} | point
 
 
 @pytest.mark.parametrize("imagined", [1, 2, 3])
@@ -397,115 +391,3 @@ def test_a_command_that_fails_early_leaves_no_run_in_the_way() -> None:
     with pytest.raises(UserError, match="BufferMaxLength"):
         command(domain, "run", *(part for o in too_much for part in ("-set", o)))
     command(domain, "run")
-
-
-# ----------------------------------------------------------------------------------- score files
-
-SETTINGS = Settings("count", "pamorl", 3, 2, False, 0)
-
-
-def scores(**changes: Any) -> ScoreFile:
-    settings = Settings(**{**SETTINGS.__dict__, **changes})
-    return ScoreFile("run", settings, {"commit": "abc"})
-
-
-def test_score_file_rows() -> None:
-    scores().add(40, 160, [1.0, 2.0, 6.0])
-    scores().add(20, 80, [0.0, 0.0, 0.0])
-    file = scores()
-    file.add(40, 160, [2.0, 2.0, 2.0])
-    header, rows = rows_of(file.csv)
-    assert header == ["step", "frames", "mean", "std", "return_0", "return_1", "return_2"]
-    assert rows == [[20, 80, 0, 0, 0, 0, 0], [40, 160, 2, 0, 2, 2, 2]]
-    about = json.loads(file.json.read_text())
-    assert about == SETTINGS.__dict__ | {"commit": "abc"}
-    assert {p.name for p in find_logdir().scores.iterdir()} == {"run.csv", "run.json"}
-
-
-def test_score_file_keeps_returns_exact() -> None:
-    returns = [1234567.0, -20.0, 839.7461]
-    file = scores()
-    file.add(20, 80, returns)
-    assert rows_of(file.csv)[1][0][4:] == returns
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"task": "other"},
-        {"protocol": "standard"},
-        {"episodes": 4},
-        {"envs": 1},
-        {"greedy": True},
-        {"seed": 1},
-    ],
-    ids=str,
-)
-def test_scores_under_other_settings_are_set_aside(change: dict[str, Any]) -> None:
-    scores().add(20, 80, [1.0, 2.0, 3.0])
-    changed = scores(**change)
-    count = change.get("episodes", 3)
-    changed.add(20, 80, [9.0] * count)
-    back = scores()
-    back.add(40, 160, [4.0, 5.0, 6.0])
-    kept: defaultdict[str, list] = defaultdict(list)
-    for path in sorted(find_logdir().scores.rglob("*.csv")):
-        kept[path.name] = [row[4:] for row in rows_of(path)[1]]
-        about = json.loads(path.with_suffix(".json").read_text())
-        assert about["episodes"] == len(kept[path.name][0])
-    assert kept == {
-        "run-1.csv": [[1.0, 2.0, 3.0]],
-        "run-2.csv": [[9.0] * count],
-        "run.csv": [[4.0, 5.0, 6.0]],
-    }
-
-
-def test_scores_without_their_json_are_set_aside() -> None:
-    scores().add(20, 80, [1.0, 2.0, 3.0])
-    (find_logdir().scores / "run.json").unlink()
-    scores().add(40, 160, [4.0, 5.0, 6.0])
-    assert len(rows_of(find_logdir().scores / "set_aside" / "run-1.csv")[1]) == 1
-    assert [row[0] for row in rows_of(find_logdir().scores / "run.csv")[1]] == [40]
-
-
-def test_scores_of_a_run_that_was_made_anew_do_not_mix_with_the_old_ones() -> None:
-    """The user moves ``ckpt/run`` away and trains under the same name."""
-    domain = counting_domain((7,))
-    command(domain, "run", "-seed", "1")
-    old = score(domain, "run", "-checkpoint", "all", "-seed", "0")
-    assert [row[0] for row in old] == [20, 40, 60]
-    shutil.rmtree(find_logdir().runs / "run")
-    command(domain, "run", "-seed", "2", "-set", "JointTrainAgent.SaveEverySteps=30")
-    new = score(domain, "run", "-checkpoint", "all", "-seed", "0")
-    assert [row[0] for row in new] == [30, 60]
-    assert rows_of(find_logdir().scores / "set_aside" / "run-1.csv")[1] == old
-
-
-def test_scores_played_by_other_rules_do_not_mix() -> None:
-    """``-set`` at evaluation changes the game: those scores do not belong in the same file."""
-    domain = counting_domain((7,))
-    command(domain, "run")
-    score(domain, "run", "-checkpoint", "20")
-    rows = score(domain, "run", "-checkpoint", "40", "-set", "BasicSettings.FrameSkip=8")
-    assert [row[0] for row in rows] == [40]
-
-
-def test_a_run_older_than_a_config_key_is_evaluated_with_the_default() -> None:
-    domain = counting_domain((7,))
-    command(domain, "run")
-    expected = score(domain, "run")
-    path = RunFolder.open("run").path / "config.yaml"
-    lines = [line for line in path.read_text().splitlines() if "Compile" not in line]
-    path.write_text("\n".join(lines) + "\n")
-    assert score(domain, "run") == expected
-
-
-def test_an_evaluation_that_fails_leaves_the_scores_where_they_are() -> None:
-    domain = counting_domain((7,))
-    command(domain, "run")
-    score(domain, "run")
-    before = {path: path.read_bytes() for path in find_logdir().scores.iterdir()}
-    (RunFolder.open("run").path / "checkpoints" / "000000060.pt").write_bytes(b"")
-    with pytest.raises(UserError):
-        score(domain, "run", "-episodes", "5")
-    assert {path: path.read_bytes() for path in find_logdir().scores.iterdir()} == before
