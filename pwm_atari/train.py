@@ -24,6 +24,9 @@ ATARI = Domain(
     make_world_model=world_model.make_world_model,
     make_actor_critic=actor_critic.make_actor_critic,
     protocol=envs.describe_protocol,
+    title="Atari",
+    score_name="game score",
+    short_task=lambda task: task.removeprefix("ALE/").removesuffix("-v5"),
 )
 
 if __name__ == "__main__":

@@ -30,6 +30,12 @@ class Domain:
         protocol: (config) -> the protocol's settings, for the score files.
         add_arguments: adds the domain's own flags.
         overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
+        title: what people call it, for reports.
+        score_name: what an episode's return is called.
+        frame_name: what ``FrameSkip`` counts, in the plural.
+        full_score: the most that an episode can return, which scores are divided by; None where
+            published random and human scores normalise them.
+        short_task: (task) -> its name in published tables.
     """
 
     name: str
@@ -43,3 +49,8 @@ class Domain:
     protocol: Callable[[Config], dict[str, Any]]
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     overrides: Callable[[argparse.Namespace], list[str]] = lambda arguments: []
+    title: str = ""
+    score_name: str = "return"
+    frame_name: str = "frames"
+    full_score: float | None = None
+    short_task: Callable[[str], str] = lambda task: task

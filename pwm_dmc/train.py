@@ -39,6 +39,10 @@ DMC = Domain(
     protocol=envs.describe_protocol,
     add_arguments=add_arguments,
     overrides=overrides,
+    title="DeepMind Control",
+    frame_name="simulator steps",
+    full_score=1000,
+    short_task=lambda task: task.replace("ball_in_cup_", "cup_"),
 )
 
 if __name__ == "__main__":
