@@ -39,6 +39,12 @@ class Domain:
         resolve: (config, task) -> the config with what depends on the task filled in.
         add_arguments: adds the domain's own flags.
         overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
+        title: what people call it, for reports.
+        score_name: what an episode's return is called.
+        frame_name: what ``FrameSkip`` counts, in the plural.
+        full_score: the most that an episode can return, which scores are divided by; None where
+            published random and human scores normalise them.
+        short_task: (task) -> its name in published tables.
     """
 
     name: str
@@ -55,14 +61,35 @@ class Domain:
     resolve: Callable[[Config, str], Config] = lambda config, task: config
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     overrides: Callable[[argparse.Namespace], list[str]] = lambda arguments: []
+    title: str = ""
+    score_name: str = "return"
+    frame_name: str = "frames"
+    full_score: float | None = None
+    short_task: Callable[[str], str] = lambda task: task
 
 
-def deferred(place: str) -> Callable[..., Any]:
-    """The function at ``package.module:function``, imported when it is first called.
+def make_domain(name: str, **special: Any) -> Domain:
+    """The domain of the package ``pwm_<name>``, whose modules have the names that every domain's
+    have; ``special`` are the attributes that have no default, or another value."""
+    package = f"pwm_{name}"
+    return Domain(
+        name=name,
+        defaults=f"config_files/{name}.yaml",
+        check_task=_deferred(f"{package}.envs", "check_task"),
+        make_env=_deferred(f"{package}.envs", "make_env"),
+        protocol=_deferred(f"{package}.envs", "describe_protocol"),
+        transition=_deferred(f"{package}.replay_buffer", "transition"),
+        make_world_model=_deferred(f"{package}.world_model", "make_world_model"),
+        make_actor_critic=_deferred(f"{package}.actor_critic", "make_actor_critic"),
+        **special,
+    )
 
-    Environments and networks take seconds to import, and a wrong flag is to be reported before.
+
+def _deferred(module: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of ``module``, which is imported when the function is first called.
+
+    Environments and networks take seconds to import; a wrong flag is reported before that.
     """
-    module, _, name = place.partition(":")
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         return getattr(import_module(module), name)(*arguments, **keywords)

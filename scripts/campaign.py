@@ -26,7 +26,7 @@ from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.signals import StoppedError
-from pwm_dmc.envs import resolve
+from pwm_dmc.action_repeat import resolve
 from scripts.collect import collect
 
 FULL = {"atari": "config_files/atari.yaml", "dmc": "config_files/dmc.yaml"}
