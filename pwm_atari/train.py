@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any directory
 
 from pwm_atari import actor_critic, envs, replay_buffer, world_model
+from pwm_atari.benchmark import BENCHMARK
 from pwm_core import cli
 from pwm_core.domain import Domain
 from pwm_core.train import train
@@ -24,6 +25,7 @@ ATARI = Domain(
     make_world_model=world_model.make_world_model,
     make_actor_critic=actor_critic.make_actor_critic,
     protocol=envs.describe_protocol,
+    benchmark=BENCHMARK,
 )
 
 if __name__ == "__main__":

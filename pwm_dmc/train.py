@@ -14,6 +14,7 @@ from pwm_core import cli
 from pwm_core.domain import Domain
 from pwm_core.train import train
 from pwm_dmc import actor_critic, envs, replay_buffer, world_model
+from pwm_dmc.benchmark import BENCHMARK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,7 @@ DMC = Domain(
     protocol=envs.describe_protocol,
     add_arguments=add_arguments,
     overrides=overrides,
+    benchmark=BENCHMARK,
 )
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ class Wandb:
                 id=run_id,
                 resume="allow",
                 config=config,
-                group=config.get("task"),
+                group=os.environ.get("WANDB_RUN_GROUP") or config.get("task"),
                 mode=mode,
                 settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_TIMEOUT),
             )
