@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any directory
 
+from pwm_atari.benchmark import BENCHMARK
 from pwm_core import cli
 from pwm_core.domain import make_domain
 
@@ -19,6 +20,7 @@ ATARI = make_domain(
     title="Atari",
     score_name="game score",
     short_task=lambda task: task.removeprefix("ALE/").removesuffix("-v5"),
+    benchmark=BENCHMARK,
 )
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,27 @@ if TYPE_CHECKING:
     from pwm_core.models.actor_critic import ActorCritic
     from pwm_core.models.world_model import WorldModel
     from pwm_core.training.replay_buffer import TransitionSpec
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The tasks that a domain is measured on.
+
+    A short name, such as ``Pong``, is what sweeps and run names use; the full one, such as
+    ``ALE/Pong-v5``, is what ``-env_name`` takes.
+
+    Attributes:
+        lists: named lists of short names; ``all`` is the whole benchmark.
+        full_name: short or full name -> the full one.
+        short_name: short or full name -> the short one.
+        budget: short name and observation type -> the benchmark's environment steps (frames,
+            simulator steps), or None where the full config says how long a run is.
+    """
+
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    full_name: Callable[[str], str] = lambda task: task
+    short_name: Callable[[str], str] = lambda task: task
+    budget: Callable[[str, str], int | None] = lambda task, obs_type: None
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,7 @@ class Domain:
         full_score: the most that an episode can return, which scores are divided by; None where
             published random and human scores normalise them.
         short_task: (task) -> its name in published tables.
+        benchmark: the tasks it is measured on, for sweeps.
     """
 
     name: str
@@ -61,6 +83,7 @@ class Domain:
     resolve: Callable[[Config, str], Config] = lambda config, task: config
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     overrides: Callable[[argparse.Namespace], list[str]] = lambda arguments: []
+    benchmark: Benchmark = field(default_factory=Benchmark)
     title: str = ""
     score_name: str = "return"
     frame_name: str = "frames"

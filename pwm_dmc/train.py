@@ -14,6 +14,7 @@ from pwm_core import cli
 from pwm_core.config import Config
 from pwm_core.domain import make_domain
 from pwm_dmc.action_repeat import resolve
+from pwm_dmc.benchmark import BENCHMARK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,7 @@ DMC = make_domain(
     frame_name="simulator steps",
     full_score=1000,
     short_task=lambda task: task.replace("ball_in_cup_", "cup_"),
+    benchmark=BENCHMARK,
 )
 
 if __name__ == "__main__":
