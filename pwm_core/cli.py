@@ -92,13 +92,12 @@ def _loggers(text: str) -> list[str]:
 # ------------------------------------------------------------------------------------------ flags
 
 
-def _shared_parser(description: str, domain: Domain, *, named: bool = True) -> Parser:
+def _add_shared_flags(parser: Parser, domain: Domain, *, named: bool = True) -> None:
     """The flags that both commands take, the domain's own included.
 
     Args:
         named: whether the run's name is required.
     """
-    parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("-n", "-run_name", dest="name", required=named, help="name of the run")
     parser.add_argument(
         "-config_path",
@@ -123,16 +122,17 @@ def _shared_parser(description: str, domain: Domain, *, named: bool = True) -> P
         help="override one key of the config; may be repeated",
     )
     domain.add_arguments(parser)
-    return parser
 
 
-def train_parser(domain: Domain, *, quick: bool = False) -> Parser:
+def train_parser(domain: Domain, *, quick: bool = False, prog: str | None = None) -> Parser:
     """The flags of training.
 
     Args:
         quick: for ``./train.sh``, which needs neither a name nor a task.
+        prog: what the help text calls the command.
     """
-    parser = _shared_parser(f"Train PaMoRL on {domain.name}.", domain, named=not quick)
+    parser = Parser(prog=prog, description=f"Train PaMoRL on {domain.name}.", allow_abbrev=False)
+    _add_shared_flags(parser, domain, named=not quick)
     parser.add_argument(
         "-env_name", required=not quick, help=f"task, such as {domain.example_task}"
     )
@@ -156,9 +156,11 @@ def train_parser(domain: Domain, *, quick: bool = False) -> Parser:
     return parser
 
 
-def eval_parser(domain: Domain) -> Parser:
-    """The flags of evaluation."""
-    parser = _shared_parser(f"Evaluate a PaMoRL run on {domain.name}.", domain)
+def eval_parser(domain: Domain, *, prog: str | None = None) -> Parser:
+    """The flags of evaluation; ``prog`` as in :func:`train_parser`."""
+    description = f"Evaluate a PaMoRL run on {domain.name}."
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    _add_shared_flags(parser, domain)
     parser.add_argument("-env_name", default=None, help="checked against the run's own task")
     parser.add_argument("-checkpoint", default="last", help="last (default), all or a step")
     parser.add_argument("-episodes", type=int, default=None, help="overrides EvalEpisodes")
@@ -182,13 +184,15 @@ def train_arguments(domain: Domain, argv: Sequence[str] | None = None) -> argpar
     return train_parser(domain).parse_args(argv)
 
 
-def eval_arguments(domain: Domain, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The parsed flags of evaluation.
+def eval_arguments(
+    domain: Domain, argv: Sequence[str] | None = None, *, prog: str | None = None
+) -> argparse.Namespace:
+    """The parsed flags of evaluation; ``prog`` as in :func:`train_parser`.
 
     Raises:
         UserError: a flag is unknown, missing or not valid.
     """
-    arguments = eval_parser(domain).parse_args(argv)
+    arguments = eval_parser(domain, prog=prog).parse_args(argv)
     if arguments.episodes is not None and arguments.episodes < 1:
         raise UserError(f"-episodes {arguments.episodes} is not valid: at least 1 is needed")
     if arguments.video < 0:
