@@ -61,7 +61,7 @@ def test_train_then_eval(tree: Path, domain: str) -> None:
     command = ["./eval.sh", domain, "-run_name", name, "-episodes", "1", "-greedy"]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert f"{name}--greedy-1ep.csv" in done.stdout
+    assert f"eval_result/{name}--greedy.csv" in done.stdout
 
 
 @pytest.mark.slow
