@@ -26,9 +26,8 @@ from sweep.children import Work
 from sweep.places import Places, project_places
 from sweep.plan import Plan, check_settings, make_plan
 from sweep.records import waiting_for
-from sweep.run import Run
-from sweep.states import TO_START, Observer, RunState
-from sweep.status import counts, show_plan, show_status
+from sweep.states import Observer, RunState, counts, to_start
+from sweep.status import show_plan, show_status
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -96,21 +95,13 @@ def _start(plan: Plan, places: Places, on_slurm: bool) -> None:
         device=device, logger=sweep.logger, keep=sweep.keep, most_failures=sweep.most_failures,
     )  # fmt: skip
     if not on_slurm:
-        local.run_here(sweep, lambda: _to_start(_observer(places, plan, False), plan), work)
+        local.run_here(sweep, lambda: _observer(places, plan, False).states(plan.runs), work)
         return
     with waiting_for(places.records.parent / "submit.lock"):
-        runs = _to_start(_observer(places, plan, True), plan)
-        if runs:
-            jobs = slurm.submit(sweep, runs, work)
-            print(f"submitted {len(jobs)} jobs, {jobs[0]} to {jobs[-1]}; --status shows them")
-
-
-def _to_start(observer: Observer, plan: Plan) -> list[Run]:
-    """What is to be started; says what is not."""
-    states = observer.states(plan.runs)
-    runs = [state.run for state in states if state.state in TO_START]
-    print(f"{len(states)} runs: {counts(states)}; starting {len(runs)}", flush=True)
-    return runs
+        states = _observer(places, plan, True).states(plan.runs)
+        runs = to_start(states)
+        jobs = slurm.submit(sweep, runs, work) if runs else []
+    print(f"{len(states)} runs: {counts(states)}; submitted {len(jobs)} jobs {' '.join(jobs)}")
 
 
 def _cancel(plan: Plan, places: Places, on_slurm: bool, whole: bool) -> None:

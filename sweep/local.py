@@ -14,9 +14,8 @@ from pwm_core.signals import StoppedError
 from sweep.children import Slot, Work
 from sweep.places import Places, write_json
 from sweep.records import take_lock
-from sweep.run import Run
 from sweep.schema import Resources, Sweep
-from sweep.states import local_lock, local_process
+from sweep.states import RunState, counts, local_lock, local_process, to_start
 from sweep.supervisor import Supervisor
 
 
@@ -49,8 +48,11 @@ def make_slots(resources: Resources) -> list[Slot]:
     ]
 
 
-def run_here(sweep: Sweep, choose: Callable[[], Sequence[Run]], work: Work) -> None:
-    """Work on what ``choose`` returns, once no other process runs this sweep, until all have ended.
+def run_here(sweep: Sweep, look: Callable[[], Sequence[RunState]], work: Work) -> None:
+    """Work on what is missing or failed until all have ended.
+
+    Args:
+        look: where the runs stand; called once no other process runs this sweep.
 
     Raises:
         StoppedError: a signal ended it; the same command goes on.
@@ -65,7 +67,9 @@ def run_here(sweep: Sweep, choose: Callable[[], Sequence[Run]], work: Work) -> N
             f"{about.get('host', '?')}; --status shows how far it is"
         )
     with lock:
-        runs = choose()
+        states = look()
+        runs = to_start(states)
+        print(f"{len(states)} runs: {counts(states)}; starting {len(runs)}", flush=True)
         if not runs:
             return
         host, process = socket.gethostname(), os.getpid()
@@ -75,7 +79,7 @@ def run_here(sweep: Sweep, choose: Callable[[], Sequence[Run]], work: Work) -> N
         )
         slots = make_slots(sweep.resources)
         share = f"{slots[0].threads} threads" + (" on a GPU" if slots[0].environ else "")
-        print(f"{len(runs)} runs, {len(slots)} at a time with {share} each", flush=True)
+        print(f"{len(slots)} at a time with {share} each", flush=True)
         supervisor = Supervisor(runs, work, slots, where=f"{host}, process {process}")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: supervisor.stop(tell=True))

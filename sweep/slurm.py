@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import io
 import re
 import shlex
 import shutil
@@ -22,6 +24,10 @@ from sweep.schema import Resources, Sweep
 MOST_REQUEUES = 10**6
 """submitit's own limit, 3 by default, is less than a long run needs. What cannot go on is given up
 by its failures instead."""
+
+NAMED = ("partition", "account", "qos", "constraint")
+SBATCH = (*NAMED, "gpus_per_node", "time", "cpus_per_task", "mem")
+"""Options of sbatch that a job may be refused for."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,11 @@ def _ask(*command: str) -> str:
 
 def _reason(text: str) -> str:
     """The last line of an error of Slurm, without the names of its parts."""
-    lines = [line.strip() for line in text.splitlines() if "error:" in line or "fatal:" in line]
-    last = [*(text.strip().splitlines() or ["no reason given"]), *lines][-1]
-    return re.sub(r"^\w+: (error|fatal): ", "", last)
+    telling = ("error: ", "fatal: ", "failure: ")
+    said = [line.strip() for line in text.splitlines() if not line.startswith("Try ")]
+    lines = [line for line in said if any(word in line for word in telling)]
+    last = ["no reason given", *(line for line in said if line), *lines][-1]
+    return re.sub(r"^.*?(error|fatal|failure): ", "", last)
 
 
 def queue() -> dict[str, Queued]:
@@ -117,6 +125,23 @@ def check_partition(resources: Resources) -> None:
             )
 
 
+def check_resources(options: dict[str, Any]) -> None:
+    """Refuse what no node of the partition has, for which Slurm would let jobs wait for ever.
+
+    Raises:
+        UserError: in Slurm's words.
+    """
+    asked = {key: value for key, value in options.items() if key in SBATCH} | options[
+        "additional_parameters"
+    ]
+    flags = [f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
+             for key, value in asked.items()]  # fmt: skip
+    command = ["sbatch", "--test-only", *flags, "--wrap=true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise UserError(f"Slurm refuses the jobs: {_reason(done.stderr)} ({' '.join(flags)})")
+
+
 # ------------------------------------------------------------------------------- submitting
 
 
@@ -127,8 +152,7 @@ def _memory(mem: str, runs: int) -> str:
 def sbatch_options(sweep: Sweep, token: str) -> dict[str, Any]:
     """What submitit's executor gets."""
     wanted, runs = sweep.resources, sweep.resources.runs_per_job
-    named = ("partition", "account", "qos", "constraint")
-    options: dict[str, Any] = {key: getattr(wanted, key) for key in named if getattr(wanted, key)}
+    options: dict[str, Any] = {key: getattr(wanted, key) for key in NAMED if getattr(wanted, key)}
     if wanted.gpus:
         options["gpus_per_node"] = wanted.gpus
     return options | {
@@ -175,16 +199,18 @@ def submit(sweep: Sweep, runs: Sequence[Run], work: Work) -> list[str]:
 
     from sweep.slurm_job import SlurmJob
 
+    options = sbatch_options(sweep, work.token)
     check_partition(sweep.resources)
+    check_resources(options)
     packs = list(_shares(runs, sweep.resources.runs_per_job))
     folder = work.places.sweep(sweep.name) / work.token
     submitted: list[tuple[str, tuple[Run, ...]]] = []
     try:
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=MOST_REQUEUES)
-        options = sbatch_options(sweep, work.token)
         executor.update_parameters(**options, setup=_setup(work, sweep.resources))
         for share in _shares(packs, _most_entries()):
-            with executor.batch():
+            # submitit prints what sbatch says, beside raising it
+            with contextlib.redirect_stderr(io.StringIO()), executor.batch():
                 jobs = [
                     executor.submit(SlurmJob(pack, work, sweep.resources.cpus)) for pack in share
                 ]

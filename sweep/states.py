@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,17 @@ class RunState:
     last_return: float | None = None
     seconds_left: float | None = None
     note: str = ""
+
+
+def counts(states: Sequence[RunState]) -> str:
+    """As ``3 running, 1 failed, 28 done``."""
+    found = Counter(state.state for state in states)
+    return ", ".join(f"{found[name]} {name}" for name in STATES if found[name])
+
+
+def to_start(states: Sequence[RunState]) -> list[Run]:
+    """The runs that giving the sweep again starts."""
+    return [state.run for state in states if state.state in TO_START]
 
 
 def local_lock(places: Places, sweep: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
@@ -16,7 +15,7 @@ from sweep.estimate import Disk, Speed, measured_speed, parallel, try_disk
 from sweep.places import Places
 from sweep.plan import Plan, relative
 from sweep.run import Run
-from sweep.states import STATES, TO_START, RunState
+from sweep.states import STATES, TO_START, RunState, counts
 
 STYLES = {"running": "green", "queued": "cyan", "failed": "bold red", "stopped": "yellow",
           "done": "dim", "not started": ""}  # fmt: skip
@@ -53,12 +52,6 @@ def size(count: float) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def counts(states: Sequence[RunState]) -> str:
-    """As ``3 running, 1 failed, 28 done``."""
-    found = Counter(state.state for state in states)
-    return ", ".join(f"{found[name]} {name}" for name in STATES if found[name])
 
 
 def status_table(title: str, states: Sequence[RunState], rows: int | None = None) -> Table:
