@@ -31,6 +31,11 @@ class Benchmark:
         lists: named lists of short names; ``all`` is the whole benchmark.
         full_name: short or full name -> the full one.
         short_name: short or full name -> the short one.
+        title: what people call it, for reports.
+        score_name: what an episode's return is called.
+        frame_name: what ``FrameSkip`` counts, in the plural.
+        full_score: the most that an episode can return, which scores are divided by; None where
+            published random and human scores normalise them.
         budget: short name and observation type -> the benchmark's environment steps (frames,
             simulator steps), or None where the full config says how long a run is.
     """
@@ -38,6 +43,10 @@ class Benchmark:
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     full_name: Callable[[str], str] = lambda task: task
     short_name: Callable[[str], str] = lambda task: task
+    title: str = ""
+    score_name: str = "return"
+    frame_name: str = "frames"
+    full_score: float | None = None
     budget: Callable[[str, str], int | None] = lambda task, obs_type: None
 
 
@@ -60,12 +69,6 @@ class Domain:
         resolve: (config, task) -> the config with what depends on the task filled in.
         add_arguments: adds the domain's own flags.
         overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
-        title: what people call it, for reports.
-        score_name: what an episode's return is called.
-        frame_name: what ``FrameSkip`` counts, in the plural.
-        full_score: the most that an episode can return, which scores are divided by; None where
-            published random and human scores normalise them.
-        short_task: (task) -> its name in published tables.
         benchmark: the tasks it is measured on, for sweeps.
     """
 
@@ -84,11 +87,6 @@ class Domain:
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     overrides: Callable[[argparse.Namespace], list[str]] = lambda arguments: []
     benchmark: Benchmark = field(default_factory=Benchmark)
-    title: str = ""
-    score_name: str = "return"
-    frame_name: str = "frames"
-    full_score: float | None = None
-    short_task: Callable[[str], str] = lambda task: task
 
 
 def make_domain(name: str, **special: Any) -> Domain:

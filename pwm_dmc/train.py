@@ -42,10 +42,6 @@ DMC = make_domain(
     quick_task="cartpole_balance",
     add_arguments=add_arguments,
     overrides=overrides,
-    title="DeepMind Control",
-    frame_name="simulator steps",
-    full_score=1000,
-    short_task=lambda task: task.replace("ball_in_cup_", "cup_"),
     benchmark=BENCHMARK,
 )
 
