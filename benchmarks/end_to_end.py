@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import measure
 from pwm_core.config import REPOSITORY
 from pwm_core.config_file import load_config
-from pwm_core.runs.run_folder import RUNS
+from pwm_core.paths import find_logdir
 from pwm_core.runtime import find_device
 
 TASKS = {"atari": "ALE/Pong-v5", "dmc": "walker_walk"}
@@ -71,10 +71,10 @@ def measure_run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT)
         try:
-            seen = _arrivals(process, RUNS / name / "metrics.jsonl")
+            seen = _arrivals(process, find_logdir().runs / name / "metrics.jsonl")
         finally:
             process.kill()
-            shutil.rmtree(RUNS / name, ignore_errors=True)
+            shutil.rmtree(find_logdir().runs / name, ignore_errors=True)
         output.seek(0)
         if process.returncode or not seen:
             raise RuntimeError(output.read().decode(errors="replace")[-2000:])

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from benchmarks import measure
 from pwm_core.config_file import load_config
-from pwm_core.models.linear_attention import RecurrentMemory
 from pwm_core.models.scan import (
     AttentionOutput,
     States,
@@ -38,6 +37,7 @@ from pwm_core.models.scan import (
     linear_attention,
     linear_recurrence,
 )
+from pwm_core.models.sequence_models.linear_attention import RecurrentMemory
 from pwm_core.runtime import find_device, use_tensor_float
 
 WIDTH = 128
@@ -64,7 +64,7 @@ def full_operands(
 
 
 def _attention(backend: str) -> Callable[..., Tensor]:
-    """q, k (B, T, K), v (B, T, V), log g (B, T, K) -> (B, T, V)."""
+    """q, k (B, T, E), v (B, T, V), log g (B, T, E) -> (B, T, V)."""
     if backend == FULL:
         return lambda *inputs: full_operands(*inputs).output
     if backend == FLA:

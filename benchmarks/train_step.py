@@ -19,31 +19,31 @@ the whole process on the CPU (Python and torch take about 0.4 GB of it) and torc
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks import measure
 from benchmarks.scan import full_operands
+from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
-from pwm_core.models import linear_attention
 from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.distributions import CategoricalPolicy, GaussianPolicy, Policy
-from pwm_core.models.networks import Codec, ImageCodec, VectorCodec
+from pwm_core.models.distributions import Policy
+from pwm_core.models.networks import Codec, ImageCodec
 from pwm_core.models.scan import BACKENDS, available_backends
 from pwm_core.models.world_model import WorldModel
 from pwm_core.runtime import find_device, use_tensor_float
 from pwm_core.training.agent import Agent
 from pwm_core.training.cuda_graph import EAGER_CALLS
 from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
-from pwm_core.training.training_step import TrainingStep
+from pwm_dmc.actor_critic import GaussianPolicy
+from pwm_dmc.world_model import VectorCodec
 
 CASES = {
     "atari": "config_files/atari.yaml",
@@ -59,7 +59,7 @@ STORED = 4096
 
 
 def _parts(case: str, config: Config) -> tuple[Codec, Policy, TransitionSpec]:
-    """The sizes of SPEC's parameter table: 6 actions, 24 proprioceptive observations."""
+    """Codec, policy and transition of a case: 6 actions, 24 proprioceptive observations."""
     shape = config.BasicSettings.ObsShape
     pixels = Field(shape, torch.uint8)
     if case == "atari":
@@ -103,28 +103,19 @@ def full_size(
     return agent, _filled_replay(spec, stored, device)
 
 
-@contextlib.contextmanager
-def _with_scan(scan: str) -> Iterator[None]:
-    """Sequence models use :func:`full_operands` where ``scan`` says so."""
-    own = linear_attention.linear_attention
+def _use_scan(agent: Agent, scan: str) -> None:
+    """Let the blocks of the sequence model use :func:`full_operands` where ``scan`` says so."""
     if scan == FULL:
-        linear_attention.linear_attention = full_operands
-    try:
-        yield
-    finally:
-        linear_attention.linear_attention = own
+        for block in agent.world_model.sequence.blocks:
+            block.attend = full_operands
 
 
 def _baseline(case: str, device: torch.device) -> Callable[[], Any]:
     """The whole step, eager, in float32 and with the scan whose decays are written out."""
     agent, replay = full_size(case, _overrides("fp32", FULL, "off"), device)
-    update = TrainingStep(agent, replay)
-
-    def step() -> None:
-        with _with_scan(FULL):
-            update(model=True, actor=True)
-
-    return step
+    _use_scan(agent, FULL)
+    step = agent.training_step(replay)
+    return lambda: step(world_model=True, actor_critic=True)
 
 
 def _share_computing(step: Callable[[], Any], device: torch.device) -> float:
@@ -152,6 +143,7 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
     """One row: seconds of each part of a step and of the whole, and the peak memory."""
     case, precision, scan = arguments.case, arguments.precision, arguments.scan
     agent, replay = full_size(case, _overrides(precision, scan, arguments.compile), target)
+    _use_scan(agent, scan)
     settings = agent.config.JointTrainAgent
     batch = replay.sample(settings.BatchSize, settings.BatchLength)
     trajectory = agent.imagine(batch)
@@ -164,9 +156,9 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
     row: dict[str, Any] = {
         "case": case, "precision": precision, "scan": scan, "compile": arguments.compile,
     }  # fmt: skip
-    update = TrainingStep(agent, replay)
-    timed = {**parts, "step": lambda: update(model=True, actor=True)}
-    for _ in range(EAGER_CALLS + 1 if agent.captures else 1):
+    update = agent.training_step(replay)
+    timed = {**parts, "step": lambda: update(world_model=True, actor_critic=True)}
+    for _ in range(EAGER_CALLS + 1 if agent.uses_cuda_graph else 1):
         timed["step"]()
     row["peak (GB)"] = measure.peak_gigabytes(target)
     if arguments.baseline:
@@ -204,8 +196,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = find_device(arguments.device)
     if arguments.one:
-        with _with_scan(arguments.scan):
-            print(json.dumps(measure_one(arguments, device)))
+        print(json.dumps(measure_one(arguments, device)))
         return
     rows = []
     for case, precision, scan, compiled in itertools.product(

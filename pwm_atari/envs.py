@@ -184,12 +184,14 @@ def check_task(config: Config, task: str) -> None:
     """Refuse what Atari does not have.
 
     Raises:
-        UserError: unknown game, unknown protocol, or no pixels.
+        UserError: unknown game, unknown protocol, no pixels, or a frame skip that is no number.
     """
     game_name(task)
     find_protocol(config.BasicSettings.Protocol)
     if config.BasicSettings.ObsType != "visual":
         raise UserError("BasicSettings.ObsType must be visual: Atari games are seen as pixels")
+    if config.BasicSettings.FrameSkip == "task":
+        raise UserError("BasicSettings.FrameSkip must be a number: Atari games have no other")
 
 
 def describe_protocol(config: Config) -> dict[str, Any]:

@@ -38,6 +38,13 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _count_or_task(value: Any) -> Any:
+    value = _number(value)
+    if value != "task" and (not isinstance(value, int | float) or value < 1 or value % 1):
+        raise ValueError("it must be a whole number from 1 on, or task")
+    return value if value == "task" else int(value)
+
+
 def _off(value: Any) -> Any:
     """YAML reads a bare ``off`` as false."""
     return "off" if value is False else value
@@ -77,8 +84,9 @@ class BasicSettings(_Section):
     Threads: Annotated[int, BeforeValidator(_number), Field(ge=0)]
     """CPU threads of torch; 0: one per core. With 1, other work on the machine slows a small
     network down far less."""
-    FrameSkip: Count
-    """Emulator frames or simulator steps per agent step."""
+    FrameSkip: Annotated[int | Literal["task"], BeforeValidator(_count_or_task)]
+    """Emulator frames or simulator steps per agent step. DeepMind Control also takes ``task``: what
+    pwm_dmc.action_repeat says of the task; a run's own config then holds that number."""
     Protocol: str
     """The named evaluation protocol of the domain, written into every score file."""
 
@@ -112,7 +120,8 @@ class JointTrainAgent(_Section):
     TrainAgentEverySteps: Count
     """Agent steps per imagination and actor-critic update."""
     AgentUpdate: Count
-    """Actor-critic updates on each imagined batch."""
+    """Actor-critic updates on each imagined batch; from the second on, actions are weighted by the
+    ratio of the policies, clipped by Models.Agent.ClipRatio."""
     SaveEverySteps: Count
     """Agent steps between checkpoints."""
     VideoLogStep: Count
@@ -139,8 +148,10 @@ class WorldModelConfig(_Section):
     """Layers of the proprioceptive encoder and decoder."""
     MLPUnits: Count
     """Their width."""
+    SequenceModel: Literal["linear_attention"]
+    """The sequence model: a name of ``pwm_core.models.sequence_models``."""
     Blocks: Count
-    """Linear-attention blocks."""
+    """Blocks of the sequence model."""
     HeadDivisor: Count
     """Key and value width is Hidden / HeadDivisor."""
     BlockAct: Activation
@@ -151,6 +162,15 @@ class WorldModelConfig(_Section):
     """tanh on the last block's output."""
     Dropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
     """Token dropout and ordinary dropout in the blocks, while training."""
+    PriorDropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+    """Dropout in the prior's gated unit, while training; the published code has 0.1 there."""
+    PriorGain: Positive
+    """What the prior's logits are multiplied by, while training and imagining. The published prior
+    starts with logits 1.3 times larger than ours at 1, since its BatchNorm also sees zero states:
+    what it imagines is sharper."""
+    MixFan: Literal["width", "mean"]
+    """The token mixing weights start with the variance 1 / fan; the fan is Hidden (``width``), or
+    the mean of fan-in and fan-out, (Hidden + 1) / 2 (``mean``)."""
     Unimix: Fraction
     """Share of the uniform distribution mixed into every latent categorical."""
     PosteriorNorm: bool
@@ -187,6 +207,9 @@ class AgentConfig(_Section):
     SlowCritic: bool
     """Also train the critic towards the returns of its slowly moving average."""
     EntropyCoef: NonNegative
+    ClipRatio: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
+    """Read with AgentUpdate above 1: an action counts as long as its probability is at most this
+    share above or below that under the policy that acted (PPO's clip)."""
     LR: Positive
     Eps: Positive
     WeightDecay: NonNegative

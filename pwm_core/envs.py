@@ -15,10 +15,12 @@ the episode was cut off at its limit 0       1                                on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import gymnasium
 import numpy as np
+
+if TYPE_CHECKING:  # so that models and benchmarks run where gymnasium is not installed
+    import gymnasium
 
 
 class Finished(NamedTuple):
@@ -85,8 +87,8 @@ class VectorEnv(ABC):
         return self.recv()
 
     def random_actions(self, rng: np.random.Generator) -> np.ndarray:
-        """Actions of the warm-up phase, uniform over the action space unless a domain says else."""
-        if isinstance(self.action_space, gymnasium.spaces.Discrete):
+        """Actions of the warm-up: uniform over the action space, unless a domain overrides it."""
+        if np.issubdtype(self.action_space.dtype, np.integer):
             return rng.integers(self.action_space.n, size=self.num_envs)
         low, high = self.action_space.low, self.action_space.high
         return rng.uniform(low, high, size=(self.num_envs, *low.shape)).astype(np.float32)

@@ -10,15 +10,17 @@ import platform
 import random
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pwm_core.config import REPOSITORY
 from pwm_core.errors import UserError
+from pwm_core.paths import IN_CHECKOUT, REPOSITORY
 
 PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "dm_control", "mujoco", "pydantic", "wandb")
 
@@ -67,6 +69,32 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, forever)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken, on a CUDA device or on the host."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        entries = dict(line.split(":", 1) for line in lines)
+        free = int(entries["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(free, _container_bytes())
+
+
+def _container_bytes() -> int:
+    """What a container's own limit (cgroup v2) leaves; huge where there is none."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        stat = (group / "memory.stat").read_text(encoding="ascii").split()
+        cached = int(stat[stat.index("inactive_file") + 1])  # given back when memory is needed
+        return limit - used + cached
+    except (OSError, ValueError):  # no such file, or "max"
+        return sys.maxsize
+
+
 @contextlib.contextmanager
 def memory_advice() -> Iterator[None]:
     """Turns an allocation that fails into one line that says which settings to lower.
@@ -86,9 +114,28 @@ def memory_advice() -> Iterator[None]:
         raise UserError(
             f"out of memory{f' (tried to {wanted[0]})' if wanted else ''}: lower "
             "JointTrainAgent.BatchSize, ImagineBatchSize, ImagineContext or Models.Hidden, or keep "
-            "the replay off the device with JointTrainAgent.BufferStorage=memory; -resume goes on "
-            "from the last checkpoint where the config is the same"
+            "the replay off the device with JointTrainAgent.BufferStorage=memory; -resume "
+            "continues from the last checkpoint where the config is the same"
         ) from None
+
+
+def refuse_too_many_envs(count: int, bytes_each: int, key: str = "NumEnvs") -> None:
+    """Refuse environments that do not fit, before the first of them is made.
+
+    Args:
+        count: of environments.
+        bytes_each: memory that one of them takes.
+        key: the config key of ``count``.
+
+    Raises:
+        UserError: they need more than the free memory.
+    """
+    needed, free = count * bytes_each, free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise UserError(
+            f"JointTrainAgent.{key} = {count} is too many: the environments need about "
+            f"{needed / 1e9:.0f} GB, and {free / 1e9:.1f} GB of memory are free"
+        )
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -115,10 +162,21 @@ def use_tensor_float(enabled: bool) -> None:
     torch.backends.cudnn.allow_tf32 = enabled
 
 
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    with contextlib.suppress(AttributeError):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_threads(count: int) -> None:
-    """Let torch compute on ``count`` CPU threads; 0 leaves its default, one per core."""
+    """Let torch compute on ``count`` CPU threads, but on no more than there are cores; 0 leaves
+    torch's default, one per core."""
+    cores = available_cores()
+    if count > cores:
+        print(f"note: BasicSettings.Threads is {count}; this machine has {cores} cores, all used")
     if count:
-        torch.set_num_threads(count)
+        torch.set_num_threads(min(count, cores))
 
 
 def seed_everything(seed: int) -> np.random.Generator:
@@ -173,8 +231,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+OWN_OUTPUT = ("eval_result", "benchmarks/results")
+"""Tracked folders that the project itself writes; changes there are no changes of the code."""
+
+
 def git_commit() -> str | None:
-    """The repository's commit, marked ``-dirty`` with uncommitted changes; None outside git."""
+    """The repository's commit, marked ``-dirty`` if tracked code differs from it; None outside a
+    checkout, and without git."""
+    if not IN_CHECKOUT:
+        return None
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -187,7 +252,8 @@ def git_commit() -> str | None:
 
     try:
         commit = git("rev-parse", "HEAD")
-        return commit + "-dirty" if git("status", "--porcelain", "-uno") else commit
+        code = [".", *(f":(exclude){folder}" for folder in OWN_OUTPUT)]
+        return commit + "-dirty" if git("status", "--porcelain", "-uno", "--", *code) else commit
     except (OSError, subprocess.SubprocessError):
         return None
 

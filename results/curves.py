@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from pwm_core.errors import UserError
-from pwm_core.runs.plot import read_metrics
+from pwm_core.plot import read_metrics
 from results.domains import find_domain
 from results.scores import SEPARATOR, Conditions, conditions_of
 

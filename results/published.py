@@ -9,8 +9,8 @@ import pandas as pd
 import pydantic
 import yaml
 
-from pwm_core.config import REPOSITORY
 from pwm_core.errors import UserError
+from pwm_core.paths import REPOSITORY
 from results.domains import find_domain
 
 FOLDER = REPOSITORY / "eval_result" / "published"

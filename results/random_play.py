@@ -22,13 +22,14 @@ from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
+from pwm_core.paths import find_logdir
 from pwm_core.runs.files import write_text
 from pwm_core.runtime import git_commit, versions
 from pwm_core.training.episode_videos import SIZE, Episode, film
-from pwm_core.training.evaluation import RESULTS, play
+from pwm_core.training.evaluation import play
 from results.domains import find_domain
 
-FOLDER = RESULTS / "random"
+FOLDER = find_logdir().scores / "random"
 KEYS = ["task", "frame_skip"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 from dataclasses import dataclass
@@ -9,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pwm_core.errors import UserError
-from pwm_core.training.episode_videos import FRAMES_PER_SECOND, VideoWriter
+from pwm_core.runs.mp4 import FRAMES_PER_SECOND, VideoWriter
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ KINDS = {
 """In this order; the others hold nothing that these do not."""
 MOST_BYTES = 40_000_000
 """Of all videos in one page."""
+LEAST = 256
+"""Pixels of the shorter side of a video that is laid out anew."""
 IMAGINED, GAP_COLOUR = (214, 60, 200), (128, 133, 140)
 
 
@@ -118,15 +120,12 @@ def laid_out(video: Video, problems: list[str]) -> bytes:
 
     What cannot be read, or has another layout than the world model's videos, is left as it is.
     """
-    import imageio.v3 as imageio
-
     content, panels = video.path.read_bytes(), len(KINDS[video.kind].rows)
     if not panels:
         return content
     try:
-        frames = imageio.imread(content, plugin="pyav", extension=".mp4")
-        fps = round(imageio.immeta(content, plugin="pyav", extension=".mp4").get("fps", 0))
-    except (OSError, ValueError, UserError) as error:
+        frames, fps = read_video(content)
+    except (OSError, ValueError) as error:
         problems.append(f"{video.path}: shown as it is: {' '.join(str(error).split())}")
         return content
     spaced = space(frames, video.kind)
@@ -134,10 +133,24 @@ def laid_out(video: Video, problems: list[str]) -> bytes:
         return content
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
-        with VideoWriter(path, fps=fps or FRAMES_PER_SECOND) as writer:
+        with VideoWriter(path, fps, least=LEAST) as writer:
             for frame in spaced:
                 writer.write(frame)
         return path.read_bytes()
+
+
+def read_video(content: bytes) -> tuple[np.ndarray, int]:
+    """All frames of an mp4, (T, H, W, 3) uint8, and how many there are in a second.
+
+    Raises:
+        OSError, ValueError: it is no video.
+    """
+    import av
+
+    with av.open(io.BytesIO(content)) as container:
+        rate = container.streams.video[0].average_rate
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames), round(rate or FRAMES_PER_SECOND)
 
 
 def space(frames: np.ndarray, kind: str) -> np.ndarray | None:

@@ -8,14 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.distributions import CategoricalPolicy, GaussianPolicy, Policy
-from pwm_core.models.linear_attention import RecurrentMemory, RecurrentState
+from pwm_core.models.distributions import Policy
 from pwm_core.models.networks import ImageCodec
-from pwm_core.models.world_model import Batch, Context, WorldModel
+from pwm_core.models.sequence_models.linear_attention import LinearAttentionState, RecurrentMemory
+from pwm_core.models.types import Batch, Context
+from pwm_core.models.world_model import WorldModel
 from pwm_core.training.agent import Agent
+from pwm_dmc.actor_critic import GaussianPolicy
 
 ACTIONS = 3
 WIDTH, STOCH, CLASSES = 32, 6, 5  # of load_small
@@ -122,16 +125,16 @@ def as_vector(latent: Tensor, classes: int = CLASSES) -> Tensor:
     return F.one_hot(latent, classes).flatten(-2).float()
 
 
-def written_out(context: Context) -> RecurrentState:
+def written_out(context: Context) -> LinearAttentionState:
     """The sequence model's state at every start of ``context``, the memories written out."""
 
     def starting(x: Tensor) -> Tensor:
         x = x[:, context.steps].flatten(0, 1)
         return x.masked_fill(context.begins.view(-1, *[1] * (x.ndim - 1)), 0.0)
 
-    return RecurrentState(
-        [starting(block.previous) for block in context.states],
-        [RecurrentMemory(starting(block.memory.dense())) for block in context.states],
+    return LinearAttentionState(
+        [starting(block.previous) for block in context.history.blocks],
+        [RecurrentMemory(starting(block.memory.dense())) for block in context.history.blocks],
     )
 
 

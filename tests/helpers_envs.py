@@ -9,11 +9,11 @@ import gymnasium
 import numpy as np
 import torch
 
+from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_core.config import Config
 from pwm_core.domain import Domain
 from pwm_core.envs import Episodes, Step, VectorEnv
 from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.distributions import CategoricalPolicy
 from pwm_core.models.networks import ImageCodec
 from pwm_core.models.world_model import WorldModel
 from pwm_core.training.replay_buffer import Field, TransitionSpec
@@ -23,7 +23,7 @@ LAST_REWARD = 100.0
 CONFIG = "config_files/atari_tiny.yaml"
 DEFAULTS = "config_files/atari.yaml"
 TINY = (
-    "BasicSettings.ObsShape=[8, 8, 3]",
+    "BasicSettings={ObsShape: [8, 8, 3], FrameSkip: 2}",
     "JointTrainAgent={SampleMaxSteps: 60, BufferMaxLength: 60, BufferWarmUp: 24, BatchSize: 3}",
     "JointTrainAgent={BatchLength: 4, ImagineBatchSize: 2, ImagineContext: 2, ImagineHorizon: 3}",
     "JointTrainAgent={TrainModelEverySteps: 1, TrainAgentEverySteps: 1, LogEverySteps: 5}",

@@ -4,6 +4,7 @@ of their own in a copy of the source tree."""
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -22,7 +23,8 @@ import torch
 
 from pwm_core.config import REPOSITORY
 from pwm_core.domain import Domain
-from pwm_core.runs import run_folder
+from pwm_core.eval import evaluate_run
+from pwm_core.paths import find_logdir
 from pwm_core.train import train
 from tests.helpers_envs import CONFIG, TINY, CountingEnv, counting_domain
 
@@ -75,6 +77,18 @@ def train_counting(
     train(domain, [*command, "-logger", "none", *given, *argv])
 
 
+def evaluate_counting(name: str, *argv: str) -> Path:
+    """``eval.py`` in this process, on counting environments; the CSV of the scores."""
+    return evaluate_run(counting_domain((7,))[0], ["-n", name, "-device", "cpu", *argv])
+
+
+def rows_of(path: Path) -> tuple[list[str], list[list[float]]]:
+    """Header and rows of a score file."""
+    with open(path, newline="") as file:
+        header, *rows = csv.reader(file)
+    return header, [[float(cell) for cell in row] for row in rows]
+
+
 def crash_at(number: int) -> Hook:
     """A hook that ends the run at that step."""
 
@@ -86,7 +100,7 @@ def crash_at(number: int) -> Hook:
 
 
 def folder(name: str) -> Path:
-    return run_folder.RUNS / name
+    return find_logdir().runs / name
 
 
 def records(path: Path) -> list[dict[str, float]]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pwm_core.config import Models
 from pwm_core.models.distributions import Policy, SymlogTwoHot
+from pwm_core.models.losses import check_shape, weighted_sum
 from pwm_core.models.networks import latent_head
 from pwm_core.models.returns import lambda_return, pete_return, step_weights
-
-if TYPE_CHECKING:
-    from pwm_core.models.imagination import Trajectory
-    from pwm_core.models.world_model import Metrics
+from pwm_core.models.types import Metrics, Trajectory
 
 
 class ReturnScale(nn.Module):
@@ -32,6 +29,17 @@ class ReturnScale(nn.Module):
         current = torch.quantile(returns.detach().float().flatten(), self.levels)
         self.percentiles.lerp_(current, 1 - self.decay)
         return (self.percentiles[1] - self.percentiles[0]).clamp_min(1.0)
+
+
+def clipped_objective(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """``min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A)`` (PPO, equation 7).
+
+    ``ratio`` is the probability of an action over that under the policy that acted. At 1 the
+    gradient is REINFORCE's; beyond the clip, on the side that the advantage pushes to, it is 0, so
+    that updates on one and the same batch do not run away from the policy that acted. All three of
+    one shape, float32.
+    """
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
 class ActorCritic(nn.Module):
@@ -55,6 +63,7 @@ class ActorCritic(nn.Module):
         self.return_scale = ReturnScale(
             models.Agent.MinPer, models.Agent.MaxPer, models.Agent.EMADecay
         )
+        self.loss_weights = {"policy": 1.0, "value": 1.0, "entropy": models.Agent.EntropyCoef}
 
     def act(self, deter: Tensor, latent: Tensor, *, greedy: bool = False) -> Tensor:
         """(N, D), (N, S) -> actions as executed and stored: (N,) int64 or (N, A) clipped."""
@@ -75,12 +84,17 @@ class ActorCritic(nn.Module):
             ratio = (log_prob.detach() - trajectory.log_prob).exp()
         return pete_return(reward, discount, value, self.lambda_, ratio, scan=scan)
 
-    def loss(self, trajectory: Trajectory) -> tuple[Tensor, Metrics]:
+    def loss(self, trajectory: Trajectory, *, again: bool = False) -> tuple[Tensor, Metrics]:
         """Policy and value loss on imagined rollouts; moves the return scale on.
 
         Policy: REINFORCE on the scaled advantage with an entropy bonus. Critic: two-hot
         cross-entropy to the returns, and to those bootstrapped from the slow critic where there is
         one. Every step is weighted by the product of the discounts before it.
+
+        Args:
+            trajectory: N rollouts of H steps.
+            again: the policy has been updated on this trajectory before, so it is no longer the
+                one that acted: its loss is the clipped one of :func:`clipped_objective`.
         """
         config, policy = self.config, self.policy
         weight = step_weights(trajectory.discount)  # (N, H)
@@ -98,13 +112,21 @@ class ActorCritic(nn.Module):
         scale = self.return_scale(returns)
         advantage = (returns - value[:, :-1]) / scale
 
-        policy_loss = -(weight * log_prob * advantage).mean()
-        entropy_mean = (weight * entropy).mean()
-        value_loss = (weight * critic_error).mean()
-        total = policy_loss + value_loss - config.EntropyCoef * entropy_mean
+        if again:
+            ratio = (log_prob - trajectory.log_prob).exp()
+            objective = weight * clipped_objective(ratio, advantage, config.ClipRatio)
+        else:
+            objective = weight * log_prob * advantage
+        shape = trajectory.reward.shape
+        losses = {
+            "policy": -check_shape("policy", objective, shape).mean(),
+            "value": check_shape("value", weight * critic_error, shape).mean(),
+            "entropy": -check_shape("entropy", weight * entropy, shape).mean(),
+        }
+        total = weighted_sum(losses, self.loss_weights)
         return total, {
-            "policy_loss": policy_loss.detach(),
-            "value_loss": value_loss.detach(),
+            "policy_loss": losses["policy"].detach(),
+            "value_loss": losses["value"].detach(),
             "entropy": entropy.detach().mean(),
             "scale": scale,
             "lambda_return": returns.mean(),

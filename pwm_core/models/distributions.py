@@ -1,8 +1,8 @@
-"""Distributions and encodings: symlog two-hot, straight-through categoricals, the policies'."""
+"""Distributions and encodings: symlog two-hot, straight-through categoricals, policies."""
 
 from __future__ import annotations
 
-import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -83,11 +83,24 @@ def unimix_probs(logits: Tensor, unimix: float) -> Tensor:
 def sample_index(probs: Tensor) -> Tensor:
     """Draw from categoricals ``probs`` (..., K): indices (...) int64.
 
-    By inversion of the running sum: one random number per categorical, no host round trip.
+    On CUDA this is :func:`exponential_race`, because a float cumsum is not deterministic there.
+    Elsewhere the running sum is inverted, which takes one random number per categorical. The host
+    never waits.
     """
+    if probs.is_cuda:
+        return exponential_race(probs)
     total = probs.cumsum(-1)
     threshold = torch.rand_like(total[..., :1]) * total[..., -1:]
     return (total <= threshold).sum(-1).clamp_(max=probs.shape[-1] - 1)
+
+
+def exponential_race(probs: Tensor) -> Tensor:
+    """Draw from categoricals ``probs`` (..., K): indices (...) int64.
+
+    Class k arrives after an exponential time of rate ``probs_k``; the first to arrive is drawn with
+    probability ``probs_k / sum(probs)``. A class of probability 0 is never drawn.
+    """
+    return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
 
 
 def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -117,92 +130,33 @@ def categorical_entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
-class CategoricalPolicy:
-    """A discrete policy; actions are indices (...) int64."""
+class Policy(Protocol):
+    """How a domain's actions are drawn from the actor's output.
 
-    discrete = True
+    Attributes:
+        discrete: actions are indices (...) int64; otherwise vectors (..., A) float32.
+        num_actions: A, also the width of an encoded action.
+        output_width: numbers that the actor puts out for one state.
+    """
 
-    def __init__(self, num_actions: int) -> None:
-        self.num_actions = num_actions
-        self.output_width = num_actions
+    discrete: bool
+    num_actions: int
+    output_width: int
 
     def sample(self, output: Tensor) -> Tensor:
-        """``output`` (..., A) logits -> actions (...) int64."""
-        return sample_index(output.float().softmax(-1))
+        """Draw actions from the actor's ``output`` (..., output_width)."""
 
     def mode(self, output: Tensor) -> Tensor:
-        """The most probable action."""
-        return output.argmax(-1)
+        """The most probable actions."""
 
     def log_prob(self, output: Tensor, action: Tensor) -> Tensor:
-        """(...) float32 log-probability of ``action``."""
-        return output.float().log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        """(...) float32 log-probability or log-density of ``action``."""
 
     def entropy(self, output: Tensor) -> Tensor:
         """(...) float32 nats."""
-        return categorical_entropy(output.float().log_softmax(-1))
 
     def encode(self, action: Tensor) -> Tensor:
-        """What the world model takes in: one-hot (..., A)."""
-        return one_hot(action, self.num_actions)
-
-
-class GaussianPolicy:
-    """Independent normals: mean tanh(.), std = min + (max - min) sigmoid(. + 2) (SPEC of the
-    published DMC agent: 0.1 + 0.9 sigmoid). Actions (..., A) are clipped to [low, high]."""
-
-    discrete = False
-
-    def __init__(
-        self,
-        num_actions: int,
-        min_std: float,
-        max_std: float,
-        low: float | Tensor = -1.0,
-        high: float | Tensor = 1.0,
-    ) -> None:
-        self.num_actions = num_actions
-        self.output_width = 2 * num_actions
-        self.min_std, self.max_std = min_std, max_std
-        self._bounds: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self.low, self.high = torch.as_tensor(low), torch.as_tensor(high)
-
-    def bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Lowest and highest actions, (A,) or scalars, kept on ``device``."""
-        if device not in self._bounds:
-            self._bounds[device] = self.low.to(device), self.high.to(device)
-        return self._bounds[device]
-
-    def _parameters(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = output.float().chunk(2, dim=-1)
-        return mean.tanh(), self.min_std + (self.max_std - self.min_std) * (raw + 2).sigmoid()
-
-    def sample(self, output: Tensor) -> Tensor:
-        """``output`` (..., 2A) -> unclipped actions (..., A) float32."""
-        mean, std = self._parameters(output)
-        return mean + std * torch.randn_like(mean)
-
-    def mode(self, output: Tensor) -> Tensor:
-        """tanh(mean)."""
-        return self._parameters(output)[0]
-
-    def log_prob(self, output: Tensor, action: Tensor) -> Tensor:
-        """(...) float32 log-density of the unclipped ``action`` (..., A), summed over A."""
-        mean, std = self._parameters(output)
-        squared = ((action - mean) / std).square()
-        return -(0.5 * squared + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
-
-    def entropy(self, output: Tensor) -> Tensor:
-        """(...) float32 nats, summed over A."""
-        _, std = self._parameters(output)
-        return (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
-
-    def encode(self, action: Tensor) -> Tensor:
-        """What the world model takes in and the environment executes: the clipped action."""
-        return action.clamp(*self.bounds(action.device))
-
-
-Policy = CategoricalPolicy | GaussianPolicy
+        """What the world model takes in: (..., A) float32."""
 
 
 def free_bits(kl: Tensor, minimum: float) -> Tensor:

@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
 
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.distributions import sample_index
-from pwm_core.models.world_model import Context, WorldModel
-
-
-class Trajectory(NamedTuple):
-    """N imagined rollouts of H steps.
-
-    Attributes:
-        deter: (N, H+1, D) float32 and
-        latent: (N, H+1, S) int64: the states, the start first.
-        action: (N, H) int64 or (N, H, A) float32, as the policy drew it (unclipped).
-        log_prob: (N, H) float32, of the policy that acted.
-        reward: (N, H) float32.
-        discount: (N, H) float32, gamma or 0 past a predicted end.
-    """
-
-    deter: Tensor
-    latent: Tensor
-    action: Tensor
-    log_prob: Tensor
-    reward: Tensor
-    discount: Tensor
+from pwm_core.models.types import Context, Trajectory
+from pwm_core.models.world_model import WorldModel
 
 
 @torch.no_grad()
@@ -44,7 +22,8 @@ def imagine(
 
     The world model is to be in eval mode. No gradient flows.
     """
-    policy, state = actor_critic.policy, context.recurrent_state(horizon)
+    policy = actor_critic.policy
+    state = context.history.start(context.steps, context.begins, horizon)
     deter, latent = context.deter.float(), context.latent
     deters, latents, outputs, actions = [deter], [latent], [], []
     for _ in range(horizon):

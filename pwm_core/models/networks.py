@@ -221,29 +221,3 @@ class ImageCodec:
         """(N, C, H, W) in [0, 1] -> (N, H, W, C) uint8."""
         pixels = prepared.detach().float().clamp(0, 1).mul(255).round()
         return pixels.to(torch.uint8).permute(0, 2, 3, 1)
-
-
-class VectorCodec:
-    """Proprioceptive vectors through an MLP either way."""
-
-    def __init__(self, models: Models, obs_size: int) -> None:
-        config = models.WorldModel
-        units, layers = config.MLPUnits, config.MLPLayers
-        self.features = units
-        self.encoder = mlp(obs_size, units, layers, models.Act)
-        latent = models.Stoch * models.Discrete
-        self.decoder = nn.Sequential(
-            *mlp(latent, units, layers, models.Act), nn.Linear(units, obs_size)
-        )
-
-    def prepare(self, obs: Tensor) -> Tensor:
-        """(N, O) -> (N, O) float32."""
-        return obs.float()
-
-    def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
-        """Half the squared error summed over the vector."""
-        return 0.5 * (decoded.float() - prepared).square().sum(dim=-1)
-
-    def frames(self, prepared: Tensor) -> None:
-        """There is nothing to look at."""
-        return None

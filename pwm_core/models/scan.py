@@ -72,7 +72,7 @@ class AttentionOutput(NamedTuple):
 
     Attributes:
         output: (B, T, V) ``o_t``.
-        final_state: (B, K, V) ``S_T``.
+        final_state: (B, E, V) ``S_T``.
         states: every ``S_t``, or None when not asked for.
     """
 
@@ -85,17 +85,17 @@ class AttentionOutput(NamedTuple):
 class States:
     """Every ``S_t`` of a sequence, without writing them out where the backend need not.
 
-    A sequence is cut into n chunks of C steps; the state after step i of a chunk is that at the
+    A sequence is cut into M chunks of L steps; the state after step i of a chunk is that at the
     chunk's start and the updates since, each decayed up to step i::
 
         S_i = diag(decay_i) start + sum_j keys_ij^T values_j
 
     Attributes:
-        length: T, of the n * C >= T steps.
-        start: (B, n, K, V).
-        decay: (B, n, C, K).
-        keys: (B, n, C, J, K), or None where the sum is empty.
-        values: (B, n, J, V), likewise.
+        length: T, of the M * L >= T steps.
+        start: (B, M, E, V).
+        decay: (B, M, L, E).
+        keys: (B, M, L, J, E), or None where the sum is empty.
+        values: (B, M, J, V), likewise.
     """
 
     length: int
@@ -105,17 +105,17 @@ class States:
     values: Tensor | None = None
 
     def read(self, query: Tensor) -> Tensor:
-        """``query_t S_t`` for a ``query`` (B, n, C, K): (B, n, C, V)."""
+        """``query_t S_t`` for a ``query`` (B, M, L, E): (B, M, L, V)."""
         output = (query * self.decay) @ self.start
         if self.keys is not None:
             # As rows times matrices: the other way round, bmm is eight times slower on a CPU.
-            scores = query.unsqueeze(-2) @ self.keys.transpose(-1, -2)  # (B, n, C, 1, J)
+            scores = query.unsqueeze(-2) @ self.keys.transpose(-1, -2)  # (B, M, L, 1, J)
             output = output + scores.squeeze(-2) @ self.values
         return output
 
     def dense(self) -> Tensor:
-        """All states written out: (B, T, K, V)."""
-        states = self.decay.unsqueeze(-1) * self.start.unsqueeze(2)  # (B, n, C, K, V)
+        """All states written out: (B, T, E, V)."""
+        states = self.decay.unsqueeze(-1) * self.start.unsqueeze(2)  # (B, M, L, E, V)
         if self.keys is not None:
             states = states + torch.einsum("bncjk,bnjv->bnckv", self.keys, self.values)
         return states.flatten(1, 2)[:, : self.length]
@@ -221,11 +221,11 @@ def linear_attention(
     where ``reset_t`` is set.
 
     Args:
-        q, k: (B, T, K) queries and keys.
+        q, k: (B, T, E) queries and keys.
         v: (B, T, V) values.
-        log_decay: (B, T, K) ``log g_t``, at most 0.
+        log_decay: (B, T, E) ``log g_t``, at most 0.
         reset: (B, T) bool or 0/1, or None for no resets.
-        initial_state: (B, K, V) ``S_0``; zeros when None.
+        initial_state: (B, E, V) ``S_0``; zeros when None.
         backend: one of :data:`BACKENDS`.
         chunk: chunk length of ``chunked``, rounded up to a power of two; at most
             :data:`KEPT_CHUNK` with ``return_states``.
@@ -247,7 +247,7 @@ def linear_attention(
         from pwm_core.models.scan_triton import fused_recurrence
 
         return AttentionOutput(*fused_recurrence(q, k, v, decay, initial_state), None)
-    update = k.unsqueeze(-1) * v.unsqueeze(-2)  # (B, T, K, V)
+    update = k.unsqueeze(-1) * v.unsqueeze(-2)  # (B, T, E, V)
     states = linear_recurrence(decay.unsqueeze(-1), update, initial_state, backend=backend)
     output = (q.unsqueeze(-2) @ states).squeeze(-2)  # (B, T, V)
     kept = None
@@ -261,10 +261,10 @@ class _Blocks(NamedTuple):
 
     Attributes:
         scores: (..., h, h), how much step i reads of step j: ``q_i . k_j`` with the decays in
-            between; or (..., h, h, K), ``k_j`` with those decays. 0 where j > i.
-        queries: (..., h, K), ``q_i`` (or 1) with the decays from the block's start to step i.
-        keys: (..., h, K), ``k_j`` with the decays after step j to the block's end.
-        decay: (..., 1, K) over the whole block.
+            between; or (..., h, h, E), ``k_j`` with those decays. 0 where j > i.
+        queries: (..., h, E), ``q_i`` (or 1) with the decays from the block's start to step i.
+        keys: (..., h, E), ``k_j`` with the decays after step j to the block's end.
+        decay: (..., 1, E) over the whole block.
     """
 
     scores: Tensor
@@ -283,7 +283,7 @@ def _merge(blocks: _Blocks, product: Callable[[Tensor, Tensor], Tensor]) -> _Blo
     (scores, right_scores), (queries, right), (left, keys), (decay, right_decay) = (
         x.unflatten(2, (-1, 2)).unbind(3) for x in blocks
     )
-    across = product(right, left)  # (..., h, h) or (..., h, h, K)
+    across = product(right, left)  # (..., h, h) or (..., h, h, E)
     above = torch.cat([scores, torch.zeros_like(scores)], dim=4)
     below = torch.cat([across, right_scores], dim=4)
     return _Blocks(
@@ -295,12 +295,12 @@ def _merge(blocks: _Blocks, product: Callable[[Tensor, Tensor], Tensor]) -> _Blo
 
 
 def _read_keys(queries: Tensor, keys: Tensor) -> Tensor:
-    """(..., h, K) and (..., h, K) -> (..., h, h)."""
+    """(..., h, E) and (..., h, E) -> (..., h, h)."""
     return queries @ keys.transpose(-1, -2)
 
 
 def _decay_keys(decay: Tensor, keys: Tensor) -> Tensor:
-    """(..., h, K) and (..., h, K) -> (..., h, h, K)."""
+    """(..., h, E) and (..., h, E) -> (..., h, h, E)."""
     return decay.unsqueeze(-2) * keys.unsqueeze(-3)
 
 
@@ -313,7 +313,7 @@ def _chunked_attention(
     chunk: int,
     return_states: bool,
 ) -> AttentionOutput:
-    """Single steps are merged to chunks of C, log2 C times, then one state a chunk is handed on.
+    """Single steps are merged to chunks of L, log2 L times, then one state a chunk is handed on.
 
     With ``G_ji`` the product of the decays after step j up to step i, 0 being the chunk's start::
 
@@ -325,7 +325,7 @@ def _chunked_attention(
     count = (length + padding) // chunk
 
     def split(x: Tensor, fill: float = 0.0) -> Tensor:
-        """(B, T, ...) -> (B, n, C, ...); padded steps change nothing."""
+        """(B, T, ...) -> (B, M, L, ...); padded steps change nothing."""
         x = torch.cat([x, x.new_full((batch, padding, *x.shape[2:]), fill)], 1) if padding else x
         return x.reshape(batch, count, chunk, *x.shape[2:])
 
@@ -339,12 +339,12 @@ def _chunked_attention(
         blocks = _merge(blocks, product)
     scores, queries, keys, carry = (x.squeeze(2) for x in blocks)
 
-    update = keys.transpose(-1, -2) @ v  # (B, n, K, V)
+    update = keys.transpose(-1, -2) @ v  # (B, M, E, V)
     starts = [q.new_zeros(update[:, 0].shape) if initial_state is None else initial_state]
-    # unbind: its gradient is one stack; that of update[:, n] would fill all n chunks for each.
+    # unbind: its gradient is one stack; that of update[:, m] would fill all M chunks for each.
     for gained, kept in zip(update.unbind(1), carry.transpose(-1, -2).unbind(1), strict=True):
         starts.append(torch.addcmul(gained, kept, starts[-1]))
-    start = torch.stack(starts[:-1], dim=1)  # (B, n, K, V)
+    start = torch.stack(starts[:-1], dim=1)  # (B, M, E, V)
     if return_states:
         states = States(length, start, queries, scores, v)
         output = states.read(q)

@@ -1,6 +1,6 @@
 """Linear attention as one Triton kernel forward and one backward: the backend ``triton``.
 
-A program takes one sequence and a block of V columns and goes over the T steps with its (K, block)
+A program takes one sequence and a block of V columns and goes over the T steps with its (E, block)
 part of the state in registers, so that no state is written but one every ``stride`` steps, and that
 only where a gradient follows::
 
@@ -170,7 +170,7 @@ def _layout(k: Tensor, v: Tensor) -> tuple[int, tuple[int, int], dict[str, int]]
 def _recurrence(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, initial: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs (B, T, V), final states (B, K, V), kept states (B, n, K, V); n is 0 if not ``keep``.
+    """Outputs (B, T, V), final states (B, E, V), kept states (B, M, E, V); M is 0 if not ``keep``.
 
     All tensors must be contiguous."""
     output, final, kept = _recurrence_shapes(q, k, v, decay, initial, keep)
@@ -204,7 +204,7 @@ def _recurrence_backward(
     d_output: Tensor,
     d_final: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and g, stacked (3, B, T, K); of v (B, T, V); of S_0 (B, K, V)."""
+    """Gradients of q, k and g, stacked (3, B, T, E); of v (B, T, V); of S_0 (B, E, V)."""
     stride, grid, sizes = _layout(k, v)
     parts = k.new_empty(3, grid[1], *k.shape)
     d_v, d_initial = torch.empty_like(v), torch.empty_like(d_final)
@@ -257,13 +257,13 @@ def fused_recurrence(
     """``o_t = q_t S_t`` with ``S_t = diag(g_t) S_{t-1} + k_t^T v_t``; differentiable once.
 
     Args:
-        q, k: (B, T, K), of one type with the others, which is also that of the state.
+        q, k: (B, T, E), of one type with the others, which is also that of the state.
         v: (B, T, V).
-        decay: (B, T, K) ``g_t``, 0 where the state is forgotten.
-        initial_state: (B, K, V) ``S_0``; zeros when None.
+        decay: (B, T, E) ``g_t``, 0 where the state is forgotten.
+        initial_state: (B, E, V) ``S_0``; zeros when None.
 
     Returns:
-        (B, T, V) ``o_t`` and (B, K, V) ``S_T``.
+        (B, T, V) ``o_t`` and (B, E, V) ``S_T``.
     """
     if initial_state is None:
         initial_state = v.new_zeros(v.shape[0], k.shape[-1], v.shape[-1])

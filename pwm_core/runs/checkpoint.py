@@ -1,4 +1,4 @@
-"""What an interrupted run goes on from, exactly.
+"""What a run continues from, exactly: after an interruption, or when it is extended.
 
 ::
 
@@ -7,9 +7,11 @@
                               either exists whole or not at all
       resume/<step>.pt        optimisers, counters, random states, running episodes
       checkpoints/<step>.pt   the weights, which evaluation reads too
-      replay/<from>-<to>.pt   transitions, each file written once
+      replay/<from>-<to>.pt   transitions, deflated, each file written once
 
-A point needs the transitions since the one before only, however much the replay holds.
+A point writes the transitions since the one before only, however much the replay holds. Frames of
+games shrink to a fortieth: a full Atari replay of 1.3 GB is some 30 MB here. The last point of a
+finished run is kept, so that the run can be extended.
 """
 
 from __future__ import annotations
@@ -21,18 +23,32 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from pwm_core.errors import UserError
 from pwm_core.runs.files import numbers, read_tensors, sha256, write_tensors, write_text
-from pwm_core.training.replay_buffer import ReplayBuffer
 
 POINTS = 2
 """Points kept: should the newest be damaged, the one before serves."""
 FILE = re.compile(r"(checkpoints|resume|replay)/[0-9]{9,}(-[0-9]{9,})?\.pt")
 """What a manifest may name."""
+
+
+class Transitions(Protocol):
+    """What is saved of a replay; see ``pwm_core.training.replay_buffer.ReplayBuffer``.
+
+    Attributes:
+        total: steps of each environment stored since the run began.
+        size: steps of each environment still held.
+    """
+
+    total: int
+    size: int
+
+    def read(self, first: int, last: int) -> dict[str, Tensor]:
+        """The steps [first, last) of every environment, counted from the run's first."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +95,7 @@ class ResumePoints:
         self.folder, self.keep = folder, keep
         self._chunks: list[Chunk] = []
 
-    def save(self, step: int, files: dict[str, str], state: Any, replay: ReplayBuffer) -> None:
+    def save(self, step: int, files: dict[str, str], state: Any, replay: Transitions) -> None:
         """Write the point of ``step``; ``files`` are those already written for it.
 
         Raises:
@@ -97,13 +113,14 @@ class ResumePoints:
         write_text(self._manifest(step), json.dumps(manifest) + "\n")
         self._prune()
 
-    def _save_transitions(self, replay: ReplayBuffer) -> None:
+    def _save_transitions(self, replay: Transitions) -> None:
         """Write those that no chunk holds yet, and forget chunks that the ring has dropped."""
         oldest = replay.total - replay.size
         first = max(oldest, self._chunks[-1].last if self._chunks else 0)
         if first < replay.total:
             chunk = Chunk(first, replay.total, "")
-            digest = write_tensors(self.folder / chunk.file, replay.read(first, replay.total))
+            fields = replay.read(first, replay.total)
+            digest = write_tensors(self.folder / chunk.file, fields, compress=True)
             self._chunks.append(Chunk(first, replay.total, digest))
         self._chunks = [chunk for chunk in self._chunks if chunk.last > oldest]
 
@@ -128,7 +145,7 @@ class ResumePoints:
         """The files of all points, relative to the run's folder."""
         names: set[str] = set()
         for step in self.steps():
-            # What is damaged will be said when someone wants to go on from it.
+            # Damage is reported when a run is to continue from the point.
             with contextlib.suppress(UserError):
                 names |= self._read(step).all_files().keys()
         return names
@@ -186,7 +203,8 @@ class ResumePoints:
             return point
         if reasons:
             raise UserError(
-                f"there is nothing whole to go on from in {self.folder / 'resume'}: {reasons[0]}; "
+                f"there is no undamaged checkpoint to continue from in {self.folder / 'resume'}: "
+                f"{reasons[0]}; "
                 "move the run's folder away to start afresh"
             )
         return None
@@ -200,12 +218,10 @@ class ResumePoints:
         for chunk in point.chunks:
             yield chunk.first, read_tensors(self.folder / chunk.file)
 
-    def clear(self) -> None:
-        """Remove all points: the run has ended."""
-        for step in self.steps():
+    def finish(self) -> None:
+        """The run has ended: keep the newest point only, from which the run can be extended."""
+        for step in self.steps()[:-1]:
             self._manifest(step).unlink()
-        self._chunks = []
         self._prune()
-        for name in ("resume", "replay"):
-            with contextlib.suppress(OSError):  # a replay on disk leaves its own files there
-                (self.folder / name).rmdir()
+        for path in self.folder.glob("replay/*.bin"):  # what the replay kept on disk to sample from
+            path.unlink()

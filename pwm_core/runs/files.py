@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import os
+import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +32,27 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync_directory(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk names none
+        if not error.filename:  # a full disk names none
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on ``folder``, which is made if need be; waits for another holder.
+
+    Where the file system cannot lock a folder (some network ones), nothing is locked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -55,13 +76,29 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_tensors(path: Path, content: Any) -> str:
-    """Replace ``path`` by a torch archive; returns its SHA-256."""
+def write_tensors(path: Path, content: Any, *, compress: bool = False) -> str:
+    """Replace ``path`` by a torch archive; returns its SHA-256.
+
+    Args:
+        compress: deflate the archive, which torch reads all the same.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    if compress:
+        buffer = _deflated(buffer)
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def _deflated(archive: io.BytesIO) -> io.BytesIO:
+    """The same zip archive with its entries deflated at the fastest level."""
+    smaller = io.BytesIO()
+    with zipfile.ZipFile(archive) as stored, zipfile.ZipFile(smaller, "w") as packed:
+        for name in stored.namelist():
+            entry = zipfile.ZipInfo(name)  # without a time of day: equal content, equal bytes
+            packed.writestr(entry, stored.read(name), zipfile.ZIP_DEFLATED, compresslevel=1)
+    return smaller
 
 
 def numbers(folder: Path, suffix: str) -> list[int]:
@@ -87,9 +124,31 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
         return torch.load(path, map_location=device, weights_only=True)
     except torch.OutOfMemoryError:
         raise
+    except pickle.UnpicklingError:  # torch's text tells how to load it unsafely
+        raise UserError(
+            f"{path} cannot be read: it is no checkpoint, for it holds something other than "
+            "tensors and plain values; nothing in it was executed"
+        ) from None
     except Exception as error:  # damaged bytes raise whatever the reader stumbles over
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read: {reason}") from None
+
+
+def check_archive(path: Path) -> None:
+    """Compare the content of a torch archive with the checksums in it.
+
+    Raises:
+        UserError: the file is missing, no archive, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except Exception:  # damaged bytes raise whatever the reader stumbles over
+        raise UserError(f"{path} cannot be read: it is damaged or no checkpoint") from None
+    if damaged is not None:
+        raise UserError(f"{path} is damaged: the checksum of {damaged} in it differs")
 
 
 def to_tensors(tree: Any) -> Any:

@@ -7,7 +7,7 @@
       run.json                task, seed, versions, commit, hardware
       metrics.jsonl           one object per logged step
       checkpoints/<step>.pt   weights of that step, for evaluation
-      resume/, replay/        what an interrupted run goes on from, see ``pwm_core.runs.checkpoint``
+      resume/, replay/        what a run continues from, see ``pwm_core.runs.checkpoint``
       videos/                 what training logged to look at
       lock                    held by the process that trains
 """
@@ -25,21 +25,34 @@ from typing import Any
 
 import torch
 
-from pwm_core.config import REPOSITORY, Config
+from pwm_core.config import Config
 from pwm_core.config_file import dump_config, load_config
 from pwm_core.errors import UserError, closest
+from pwm_core.paths import LogDir, find_logdir
 from pwm_core.runs.checkpoint import ResumePoints
-from pwm_core.runs.files import numbers, read_tensors, remove_leftovers, write_tensors, write_text
+from pwm_core.runs.files import (
+    check_archive,
+    numbers,
+    read_tensors,
+    remove_leftovers,
+    write_tensors,
+    write_text,
+)
 
-RUNS = REPOSITORY / "ckpt"
+EXTENDABLE = ("JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength")
+"""Keys that may be raised when a run continues."""
+NAME_BYTES = 200
+"""Longest name of a run: a file system allows 255 bytes, and score files add to the name."""
 
 
 def _check_name(name: str) -> str:
-    if not re.fullmatch(r"[\w.+=-]{1,200}", name) or name.startswith("."):
+    good = re.fullmatch(r"[\w.+=-]+", name) and not name.startswith(".") and "--" not in name
+    if not good or len(name.encode()) > NAME_BYTES:
         shown = name if len(name) <= 60 else name[:57] + "..."
         raise UserError(
-            f"run name {shown!r} is not valid: use up to 200 letters, digits, '.', '_', '-', '+' "
-            "and '=', the first one not a dot"
+            f"run name {shown!r} is not valid: use letters, digits, '.', '_', '-', '+' and '=' "
+            f"({NAME_BYTES} bytes at most), no dot at the start, and no '--', "
+            "which separates a run from an evaluation setting in the names of score files"
         )
     return name
 
@@ -60,11 +73,19 @@ def _at(tree: dict[str, Any], key: str) -> Any:
 
 
 class RunFolder:
-    """Everything of one run, under ``ckpt/<run name>/`` at the repository's root."""
+    """Everything of one run, in the folder ``ckpt/<run name>/``.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: the run's name.
+        logdir: holds ``ckpt/``; by default the one that :func:`find_logdir` finds.
+
+    Raises:
+        UserError: the name is not valid.
+    """
+
+    def __init__(self, name: str, logdir: LogDir | None = None) -> None:
         self.name = _check_name(name)
-        self.path = RUNS / name
+        self.path = (logdir or find_logdir()).runs / name
         self.points = ResumePoints(self.path)
 
     @property
@@ -80,20 +101,24 @@ class RunFolder:
         """
         if self.exists:
             raise UserError(
-                f"a run named {self.name} exists already in {self.path}: -resume goes on with it; "
+                f"a run named {self.name} exists already in {self.path}: -resume continues it; "
                 "or choose another -n, or move that folder away"
             )
 
-    def refuse_lost_points(self) -> None:
-        """For a run that has no point to go on from.
+    def refuse_lost_points(self, total: int) -> None:
+        """For a run that has no point to continue from.
+
+        Args:
+            total: the steps that it was to have.
 
         Raises:
             UserError: it got far enough to have had one.
         """
-        if len(self.steps()) > 1:
+        steps = self.steps()
+        if len(steps) > 1 or (steps and steps[-1] >= total):
             raise UserError(
-                f"run {self.name} got to step {self.steps()[-1]}, but there is nothing to go on "
-                f"from in {self.path / 'resume'}: move the run's folder away to start afresh"
+                f"run {self.name} got to step {steps[-1]}, but {self.path / 'resume'} holds "
+                "nothing to continue from: move the run's folder away to start afresh"
             )
 
     @contextlib.contextmanager
@@ -131,20 +156,46 @@ class RunFolder:
                     self._discard()
 
     def check_same(self, config: Config, metadata: dict[str, Any], defaults: str) -> None:
-        """For a run that is to go on.
+        """For a run that is to continue.
 
         Raises:
-            UserError: task, domain or config differ from those it began with.
+            UserError: task, domain or config differ from those it began with; see
+                :meth:`differences`.
         """
-        before, now = self.config(defaults).model_dump(), config.model_dump()
-        was = self.metadata()
-        pairs = [(key, was.get(key), metadata[key]) for key in ("domain", "task")]
-        pairs += [(key, old, _at(now, key)) for key, old in _leaves(before)]
-        changes = [f"{key} was {old} and is {new}" for key, old, new in pairs if old != new]
+        changes = self.differences(config, metadata, defaults)
         if changes:
             raise UserError(
-                f"run {self.name} cannot go on with other settings: {'; '.join(changes)}"
+                f"run {self.name} cannot continue with other settings: {'; '.join(changes)}"
             )
+
+    def differences(self, config: Config, metadata: dict[str, Any], defaults: str) -> list[str]:
+        """What keeps the run from continuing with other settings, one text per key.
+
+        More steps than before are no difference. Nor is a larger replay, as long as nothing has
+        been dropped from the smaller one.
+        """
+        before, now = self.config(defaults).model_dump(), config.model_dump()
+        was, trained = self.metadata(), max(self.steps(), default=0)
+        pairs = [(key, was.get(key), metadata[key]) for key in ("domain", "task")]
+        pairs += [(key, old, _at(now, key)) for key, old in _leaves(before)]
+
+        def allowed(key: str, old: Any, new: Any) -> bool:
+            grows = key in EXTENDABLE and new > old
+            return old == new or (grows and (key == EXTENDABLE[0] or trained <= old))
+
+        return [
+            f"{key} was {old} and is {new}" for key, old, new in pairs if not allowed(key, old, new)
+        ]
+
+    def extend(self, config: Config, defaults: str) -> None:
+        """Write the config of a run that continues, if it has more steps than before."""
+        before = self.config(defaults)
+        if config != before:
+            total = before.JointTrainAgent.SampleMaxSteps
+            print(
+                f"extending the run from {total} to {config.JointTrainAgent.SampleMaxSteps} steps"
+            )
+            write_text(self._config, dump_config(config))
 
     def _discard(self) -> None:
         """Remove the folder of a run that did not begin, unless it holds more than the lock."""
@@ -153,11 +204,13 @@ class RunFolder:
             self.path.rmdir()
 
     def finished(self, total: int) -> bool:
-        """Whether the run got to ``total`` steps; it can then not go on."""
-        return not self.points.steps() and bool(self.steps()) and self.steps()[-1] >= total
+        """Whether the run has trained ``total`` steps and written all that it writes."""
+        points = self.points.steps()
+        done = bool(self.steps()) and self.steps()[-1] >= total
+        return done and (not points or points[-1] >= total)
 
     def note_versions(self, metadata: dict[str, Any]) -> None:
-        """Say what a run that goes on stands on now, where it differs from before."""
+        """Say on which versions, commit and hardware a run continues, where they have changed."""
         was = self.metadata()
         before = was["versions"] if isinstance(was.get("versions"), dict) else {}
         changed = [
@@ -171,7 +224,7 @@ class RunFolder:
             if was.get(key) != metadata[key]
         ]
         if changed:
-            print(f"note: the numbers may part from here on: {'; '.join(changed)}")
+            print(f"note: the numbers may differ from here on: {'; '.join(changed)}")
 
     def begin(self, config: Config, metadata: dict[str, Any]) -> None:
         """Write the resolved config and what the run stands on."""
@@ -179,17 +232,18 @@ class RunFolder:
         write_text(self._config, dump_config(config))
 
     @classmethod
-    def open(cls, name: str) -> RunFolder:
+    def open(cls, name: str, logdir: LogDir | None = None) -> RunFolder:
         """A run that exists.
 
         Raises:
             UserError: there is none of that name.
         """
-        folder = cls(name)
+        folder = cls(name, logdir)
         if not folder._config.is_file():
-            known = sorted(p.parent.name for p in RUNS.glob("*/config.yaml"))
+            runs = folder.path.parent
+            known = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
             hint = closest(name, known) or (f"; runs: {', '.join(known[:8])}" if known else "")
-            raise UserError(f"there is no run named {name} in {RUNS}{hint}")
+            raise UserError(f"there is no run named {name} in {runs}{hint}")
         return folder
 
     def config(self, defaults: str) -> Config:
@@ -233,7 +287,7 @@ class RunFolder:
 
     def prune(self, keep: int | None) -> None:
         """Remove the weights of all but the newest ``keep`` checkpoints (None: of none) and of
-        those that the run could go on from."""
+        those that the run can continue from."""
         needed = self.points.needed()
         for step in self.steps()[:-keep] if keep else []:
             path = self.checkpoint(step)
@@ -270,6 +324,7 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
+        check_archive(self.checkpoint(step))
         content = read_tensors(self.checkpoint(step), device)
         if not isinstance(content, dict):
             raise UserError(f"{self.checkpoint(step)} holds no weights")

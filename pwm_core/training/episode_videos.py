@@ -10,17 +10,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
 from pwm_core.envs import VectorEnv
-from pwm_core.runs.files import replacing
+from pwm_core.runs.mp4 import VideoWriter
 
 SIZE = 256
 """Least height and width of a video in pixels."""
-FRAMES_PER_SECOND = 15
-"""An Atari step of 4 frames lasts 1/15 s on the console."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +25,8 @@ class Episode:
     """An episode that was played to its end.
 
     Attributes:
-        env: which environment played it, and
-        number: the how manieth of that environment it was.
+        env: index of the environment that played it.
+        number: episode index within that environment.
         actions: (steps, ...) all actions.
         episode_return: the undiscounted sum of its rewards.
     """
@@ -38,46 +35,6 @@ class Episode:
     number: int
     actions: np.ndarray
     episode_return: float
-
-
-class VideoWriter:
-    """An mp4 (H.264, 4:2:0, which every browser plays), frame by frame, enlarged to :data:`SIZE`.
-
-    The file appears under its name when all of it has been written.
-    """
-
-    def __init__(self, path: Path, fps: int = FRAMES_PER_SECOND) -> None:
-        self._path, self._fps = path, fps
-
-    def __enter__(self) -> Self:
-        """Open the file."""
-        import imageio.v3 as imageio
-
-        with ExitStack() as stack:
-            temporary = stack.enter_context(replacing(self._path))
-            file = imageio.imopen(temporary, "w", plugin="pyav", container="mp4")
-            self._video = stack.enter_context(file)
-            self._video.init_video_stream("libx264", fps=self._fps, pixel_format="yuv420p")
-            self._open = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Finish the file, or remove it after an error."""
-        self._open.__exit__(*error)
-
-    def write(self, frame: np.ndarray) -> None:
-        """Append ``frame`` (H, W, C) uint8."""
-        self._video.write_frame(enlarged(frame))
-
-
-def enlarged(frame: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """(H, W, 1 or 3) uint8 -> RGB, every pixel a square, both sides at least ``size`` and even."""
-    factor = -(-size // min(frame.shape[:2]))
-    if factor > 1 and factor % 2:
-        factor += 1
-    frame = frame.repeat(factor, axis=0).repeat(factor, axis=1)
-    height, width = (side - side % 2 for side in frame.shape[:2])  # 4:2:0 halves both
-    return np.broadcast_to(frame[:height, :width], (height, width, 3))
 
 
 def film(
@@ -124,7 +81,9 @@ def _film(env: VectorEnv, played: dict[int, tuple[Episode, Path]]) -> list[str]:
     idle = np.zeros((env.num_envs, *np.shape(shape)), np.asarray(shape).dtype)
     came: dict[int, tuple[int, float]] = {}  # steps and return of the first to finish
     with ExitStack() as stack:
-        videos = {i: stack.enter_context(VideoWriter(path)) for i, (_, path) in played.items()}
+        videos = {
+            i: stack.enter_context(VideoWriter(path, least=SIZE)) for i, (_, path) in played.items()
+        }
         for step in range(max(len(episode.actions) for episode, _ in played.values())):
             actions = idle.copy()
             for index, (episode, _) in played.items():

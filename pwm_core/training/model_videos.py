@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pwm_core.models.distributions import sample_index
 from pwm_core.models.imagination import imagine
-from pwm_core.models.world_model import Batch, WorldModel
+from pwm_core.models.types import Batch
+from pwm_core.models.world_model import WorldModel
 from pwm_core.training.agent import Agent
 
 ROWS = 4
@@ -105,7 +106,7 @@ def open_loop(
     state = model.sequence.initial_state(size, latent.device)
     taken = [latent[:, 0]]
     for step in range(1, length):
-        state.reset(rows.is_first[:, step - 1])
+        state = state.reset(rows.is_first[:, step - 1])
         deter = model.sequence.step(taken[-1], action[:, step - 1], state).float()
         predicted = sample_index(model.predict_latent(deter))
         taken.append(torch.where(given[:, step, None], latent[:, step], predicted))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pwm_core.errors import UserError
-from pwm_core.models.world_model import Batch
-from pwm_core.runtime import to_device
+from pwm_core.models.types import Batch
+from pwm_core.runtime import free_bytes, to_device
 
 HEADROOM = 0.2
 """Share of the free memory that ``auto`` leaves to the networks and their activations."""
@@ -55,32 +54,6 @@ class TransitionSpec:
         return transitions * sum(sizes)
 
 
-def _free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken, on a CUDA device or on the host."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        entries = dict(line.split(":", 1) for line in lines)
-        free = int(entries["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # not Linux
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(free, _container_bytes())
-
-
-def _container_bytes() -> int:
-    """What a container's own limit (cgroup v2) leaves; huge where there is none."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        stat = (group / "memory.stat").read_text(encoding="ascii").split()
-        cached = int(stat[stat.index("inactive_file") + 1])  # given back when memory is needed
-        return limit - used + cached
-    except (OSError, ValueError):  # no such file, or "max"
-        return sys.maxsize
-
-
 def _refuse_what_does_not_fit(needed: int, free: int, place: str) -> None:
     if needed > free:
         raise UserError(
@@ -97,10 +70,10 @@ def _place(storage: str, needed: int, device: torch.device) -> torch.device:
         UserError: it does not fit where the config wants it.
     """
     if storage == "auto":
-        fits = needed < (1 - HEADROOM) * _free_bytes(device)
+        fits = needed < (1 - HEADROOM) * free_bytes(device)
         storage = "device" if fits else "memory"
     target = device if storage == "device" else torch.device("cpu")
-    _refuse_what_does_not_fit(needed, _free_bytes(target), str(target))
+    _refuse_what_does_not_fit(needed, free_bytes(target), str(target))
     return target
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
@@ -26,6 +25,7 @@ import yaml
 from pwm_core.config import REPOSITORY
 from pwm_core.config_file import load_config
 from pwm_core.runs.tracking import wandb_mode
+from tests.helpers_videos import read_video
 
 NAME = "Pong-life_done-pwm-100k"
 STEPS = (1000, 1030)
@@ -304,7 +304,7 @@ def test_videos_decode(name: str, frames: int, tree: Tree, trained: Result) -> N
     """T replayed steps of four sequences side by side; horizon + 1 imagined ones. What compares has
     three rows of them."""
     path = tree.folder(NAME) / "videos" / f"{name.lower()}_000001020.mp4"
-    video = imageio.imread(path, plugin="pyav")
+    video = read_video(path)
     rows = 3 if name in ("Comparison", "OpenLoop") else 1
     assert video.shape == (frames, rows * 64, 4 * 64, 3)
     if name == "Observation":  # Pong's court is brown: its colour survives the codec
@@ -320,7 +320,7 @@ def test_without_a_logger_none_is_imported(tree: Tree, trained: Result, tmp_path
         cwd=tmp_path,
     ).succeeded()  # fmt: skip
     loaded = {name.partition(".")[0] for name in done.modules}
-    assert not loaded & {"wandb", "tensorboard", "imageio", "matplotlib", "dm_control"}
+    assert not loaded & {"wandb", "tensorboard", "av", "matplotlib", "dm_control"}
     assert "ale_py" in loaded
     left = {path.name for path in tree.folder("silent").iterdir()}
     assert left == {"config.yaml", "run.json", "metrics.jsonl", "checkpoints", "lock"}

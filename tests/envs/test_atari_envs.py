@@ -356,3 +356,9 @@ def test_unknown_game_names_near_ones(task: str, near: str) -> None:
 def test_unknown_protocol_names_the_valid_ones() -> None:
     with pytest.raises(UserError, match=r"Protocol.*'sticky'.*pamorl or standard"):
         AtariEnv("ALE/Pong-v5", 1, 0, protocol="sticky")
+
+
+def test_a_frame_skip_by_task_is_refused() -> None:
+    config = load_config("config_files/atari.yaml", overrides=["BasicSettings.FrameSkip=task"])
+    with pytest.raises(UserError, match="FrameSkip must be a number"):
+        check_task(config, "ALE/Pong-v5")

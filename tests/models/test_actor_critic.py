@@ -12,9 +12,11 @@ from torch.distributions import Categorical, Independent, Normal
 
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
-from pwm_core.models.actor_critic import ActorCritic, ReturnScale
+from pwm_core.models.actor_critic import ActorCritic, ReturnScale, clipped_objective
 from pwm_core.models.distributions import sample_index
-from pwm_core.models.imagination import Trajectory, imagine
+from pwm_core.models.imagination import imagine
+from pwm_core.models.types import Trajectory
+from pwm_core.training.agent import Agent
 from tests.helpers import (
     CLASSES,
     STOCH,
@@ -221,6 +223,71 @@ def test_the_scan_of_the_returns_does_not_matter(scan: str) -> None:
         torch.testing.assert_close(one, two, **CLOSE)
 
 
+# --------------------------------------------------------------- several updates on one rollout
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "value", "slope"),
+    [
+        (1.0, 2.0, 2.0, 2.0),
+        (1.5, 2.0, 2.4, 0.0),  # made likelier than by the clip already
+        (1.5, -2.0, -3.0, -2.0),  # made likelier although it is bad: that is taken back
+        (0.5, 2.0, 1.0, 2.0),
+        (0.5, -2.0, -1.6, 0.0),
+    ],
+)
+def test_the_objective_is_clipped_on_the_side_it_pushes_to(
+    ratio: float, advantage: float, value: float, slope: float
+) -> None:
+    x = torch.tensor(ratio, requires_grad=True)
+    found = clipped_objective(x, torch.tensor(advantage), 0.2)
+    found.backward()
+    assert (found.item(), x.grad.item()) == pytest.approx((value, slope))
+
+
+@KINDS
+def test_a_later_update_is_reinforce_where_the_policy_has_not_moved(discrete: bool) -> None:
+    model = make_actor_critic(load_small(), discrete=discrete)
+    trajectory = make_trajectory(model)
+    gradients = []
+    for again in (False, True):
+        model.zero_grad()
+        model.return_scale.percentiles.zero_()
+        model.loss(trajectory, again=again)[0].backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for first, later in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, later, **CLOSE)
+
+
+@KINDS
+def test_many_updates_on_one_rollout_stay_near_the_policy_that_acted(discrete: bool) -> None:
+    """REINFORCE over and over runs away: its divergence is what the bound is measured against."""
+    updates = 60
+    config = load_small(
+        "Models.Agent={LR: 3e-3, EntropyCoef: 0}", f"JointTrainAgent.AgentUpdate={updates}"
+    )
+
+    def divergence(agent: Agent, trajectory: Trajectory) -> float:
+        """Mean KL(acted || now) in nats, estimated from the actions taken."""
+        model, states = agent.actor_critic, (trajectory.deter, trajectory.latent)
+        output = model.actor(*(x[:, :-1] for x in states))
+        log_ratio = model.policy.log_prob(output, trajectory.action) - trajectory.log_prob
+        return (log_ratio.exp() - 1 - log_ratio).mean().item()
+
+    found = []
+    for clipped in (True, False):
+        agent = make_agent(config, discrete=discrete)
+        trajectory = make_trajectory(agent.actor_critic, 64)
+        if not clipped:
+            loss = agent.actor_critic.loss
+            agent._actor_critic_loss = lambda given, again, loss=loss: loss(given)
+        agent.train_actor_critic(trajectory)
+        with torch.no_grad():
+            found.append(divergence(agent, trajectory))
+    assert 0.001 < found[0] < 0.2
+    assert found[1] > 5 * found[0], found
+
+
 # ------------------------------------------------------------------------ scale and slow critic
 
 
@@ -275,7 +342,7 @@ def test_the_slow_critic_starts_as_the_critic_and_follows_by_tau() -> None:
     slow = [p.clone() for p in agent.actor_critic.slow_critic.parameters()]
     trained = {
         id(p)
-        for group in agent.updaters["ActorCritic"].optimizer.param_groups
+        for group in agent.optimizers["ActorCritic"].adamw.param_groups
         for p in group["params"]
     }
     assert trained.isdisjoint(id(p) for p in agent.actor_critic.slow_critic.parameters())
@@ -445,6 +512,6 @@ def test_acting_under_autocast_keeps_its_state_in_float32(
     for t, first in enumerate(([1, 1, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0])):
         action = agent.act(batch.obs[:, t].numpy(), np.array(first, bool), state)
         assert action.dtype == batch.action[:, t].numpy().dtype
-    for value in (state.deter, *(memory.memory for memory in state.recurrent.memories)):
+    for value in (state.deter, *(memory.memory for memory in state.sequence.memories)):
         assert value.dtype == torch.float32
         assert torch.isfinite(value).all()

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
+from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_core.models.distributions import (
-    CategoricalPolicy,
-    GaussianPolicy,
     SymlogTwoHot,
     categorical_entropy,
     categorical_kl,
+    exponential_race,
     free_bits,
     log_probs,
     one_hot,
@@ -25,6 +25,7 @@ from pwm_core.models.distributions import (
     symlog,
     unimix_probs,
 )
+from pwm_dmc.actor_critic import GaussianPolicy
 
 BINS, TOP = 255, 20.0
 TWO_HOT = SymlogTwoHot(BINS, TOP)
@@ -201,6 +202,15 @@ def test_free_bits_have_no_gradient_below_the_minimum(
     found = free_bits(x, 1.0)
     (slope,) = torch.autograd.grad(found, x)
     assert (found.item(), slope.item()) == (value, gradient)
+
+
+def test_the_exponential_race_draws_what_the_probabilities_say() -> None:
+    """Each share of 100,000 draws within five standard deviations; probability 0 never."""
+    torch.manual_seed(0)
+    probs = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
+    drawn = exponential_race(probs.expand(100_000, -1)).bincount(minlength=5) / 100_000
+    assert drawn[1] == 0
+    assert ((drawn - probs).abs() <= 5 * (probs * (1 - probs) / 100_000).sqrt()).all()
 
 
 def test_the_categorical_policy_is_torchs() -> None:

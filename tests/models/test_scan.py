@@ -23,7 +23,6 @@ from benchmarks.scan import full_operands
 from pwm_core.config import REPOSITORY
 from pwm_core.errors import UserError
 from pwm_core.models import scan
-from pwm_core.models.linear_attention import ImaginedMemory, RecurrentMemory
 from pwm_core.models.scan import (
     BACKENDS,
     States,
@@ -32,6 +31,7 @@ from pwm_core.models.scan import (
     linear_attention,
     linear_recurrence,
 )
+from pwm_core.models.sequence_models.linear_attention import ImaginedMemory, RecurrentMemory
 from pwm_core.runtime import keep_freed_memory
 from tests.helpers import load_small
 

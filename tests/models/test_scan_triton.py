@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pwm_core.models.linear_attention import SequenceModel
 from pwm_core.models.scan import available_backends, linear_attention
+from pwm_core.models.sequence_models.linear_attention import LinearAttention
 from tests.helpers import ACTIONS, disturb, load_small
 from tests.models.test_scan import DECAYS, RESETS, TOLERANCE, B, Inputs, make_inputs, make_reset
 
@@ -149,7 +149,7 @@ def test_the_sequence_model_trains_on_it() -> None:
     for name in ("triton", "chunked"):
         config = load_small(f"Models.WorldModel.Scan={name}")
         torch.manual_seed(0)
-        model = SequenceModel(config.Models, ACTIONS).eval()
+        model = LinearAttention(config.Models, ACTIONS).eval()
         disturb(model)
         model.to(DEVICE)
         latent = torch.randn(B, 9, config.Models.Stoch * config.Models.Discrete)

@@ -8,26 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical, kl_divergence
 
+from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.models import networks
 from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.distributions import CategoricalPolicy, GaussianPolicy, sample_index
-from pwm_core.models.linear_attention import (
+from pwm_core.models.distributions import sample_index
+from pwm_core.models.networks import BatchNorm1d, ImageCodec, LatentLinear, sum_rows
+from pwm_core.models.scan import available_backends
+from pwm_core.models.sequence_models.linear_attention import (
     ImaginedMemory,
+    LinearAttention,
     LinearAttentionBlock,
     RecurrentMemory,
-    SequenceModel,
 )
-from pwm_core.models.networks import (
-    BatchNorm1d,
-    ImageCodec,
-    LatentLinear,
-    VectorCodec,
-    sum_rows,
-)
-from pwm_core.models.scan import available_backends
-from pwm_core.models.world_model import Batch, Context, WorldModel
+from pwm_core.models.types import Batch, Context
+from pwm_core.models.world_model import WorldModel
+from pwm_dmc.actor_critic import GaussianPolicy
+from pwm_dmc.world_model import VectorCodec
 from tests.helpers import (
     ACTIONS,
     CLASSES,
@@ -188,6 +186,37 @@ def test_the_latent_gain_scales_the_logits_at_the_start(posterior_norm: str, gai
     torch.testing.assert_close(scaled_prior, gain * prior)
 
 
+@torch.no_grad()
+def test_the_prior_gain_multiplies_the_priors_logits() -> None:
+    deter = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(1))
+    models = [
+        make_world_model(load_small(f"Models.WorldModel={{PriorGain: {gain}, Unimix: 0}}")).eval()
+        for gain in (1.0, 1.3)
+    ]
+    plain, sharper = (model.predict_latent(deter) for model in models)
+    torch.testing.assert_close(sharper, (1.3 * plain.log()).softmax(-1))
+    assert not torch.allclose(sharper, plain, atol=1e-2)
+
+
+def test_the_prior_drops_only_while_training() -> None:
+    model = make_world_model(load_small("Models.WorldModel={PriorDropout: 0.3, Dropout: 0}"))
+    deter = torch.randn(8, WIDTH)
+    assert [m.p for m in model.prior.modules() if type(m) is nn.Dropout] == [0.3]
+    assert not any(m.p for m in model.sequence.modules() if type(m) is nn.Dropout)
+    assert not torch.equal(model.train().prior[0](deter), model.prior[0](deter))
+    assert torch.equal(model.eval().prior[0](deter), model.prior[0](deter))
+
+
+@pytest.mark.parametrize(("fan", "std"), [("width", 512**-0.5), ("mean", 256.5**-0.5)])
+def test_the_spread_of_the_mixing_weights_is_as_configured(fan: str, std: float) -> None:
+    overrides = (f"Models.WorldModel.MixFan={fan}", "Models.WorldModel.Blocks=40")
+    torch.manual_seed(0)
+    model = LinearAttention(load_config(ATARI, overrides=overrides).Models, ACTIONS)
+    weights = torch.stack([block.mix for block in model.blocks])  # 40 x 512 of them
+    assert weights.std().item() == pytest.approx(std, rel=0.02)
+    assert weights.abs().max() < 2.3 * std  # cut off
+
+
 def test_indices_and_their_vectors_are_the_same_latents() -> None:
     config = load_small()
     model, batch = make_world_model(config).eval(), Data(firsts=FIRSTS).batch(config)
@@ -206,10 +235,10 @@ def test_indices_and_their_vectors_are_the_same_latents() -> None:
 
 def make_sequence(
     config: Config, rows: int = 3, steps: int = 9
-) -> tuple[SequenceModel, Tensor, Tensor, Tensor]:
+) -> tuple[LinearAttention, Tensor, Tensor, Tensor]:
     """A sequence model in eval mode and what it takes in."""
     torch.manual_seed(0)
-    model = SequenceModel(config.Models, ACTIONS).eval()
+    model = LinearAttention(config.Models, ACTIONS).eval()
     disturb(model)
     is_first = Data(rows, steps, FIRSTS).batch(config).is_first
     stoch = torch.randn(rows, steps, STOCH * CLASSES)
@@ -231,16 +260,17 @@ def test_the_parallel_pass_is_the_recurrent_steps(variant: tuple[str, ...], indi
     model, stoch, action = model.double(), stoch.double(), action.double()
     if indices:
         stoch = torch.randint(CLASSES, (*is_first.shape, STOCH))
-    deter, states = model(stoch, action, is_first, return_states=True)
-    alone, no_states = model(stoch, action, is_first)
+    deter, history = model(stoch, action, is_first, return_history=True)
+    alone, no_history = model(stoch, action, is_first)
     torch.testing.assert_close(alone, deter)
-    assert no_states == [None] * config.Models.WorldModel.Blocks == [None] * len(states)
+    assert no_history is None
+    assert len(history.blocks) == config.Models.WorldModel.Blocks
     state = model.initial_state(3, stoch.device)
     for t in range(stoch.shape[1]):
-        state.reset(is_first[:, t])
+        state = state.reset(is_first[:, t])
         stepped = model.step(stoch[:, t], action[:, t], state)
         torch.testing.assert_close(deter[:, t], stepped, **EXACT)
-        for block, parallel in enumerate(states):
+        for block, parallel in enumerate(history.blocks):
             memory = state.memories[block].memory
             torch.testing.assert_close(parallel.memory.dense()[:, t], memory, **EXACT)
             torch.testing.assert_close(parallel.previous[:, t], state.previous[block], **EXACT)
@@ -309,11 +339,12 @@ def test_imagining_on_is_the_recurrent_steps(scan: str, steps: slice) -> None:
     """The whole sequence model on :class:`ImaginedMemory`, from states it reached itself."""
     model, stoch, action, is_first = make_sequence(load_small(f"Models.WorldModel.{scan}"))
     model, stoch, action = model.double(), stoch.double(), action.double()
-    deter, states = model(stoch, action, is_first, return_states=True)
+    deter, history = model(stoch, action, is_first, return_history=True)
     deter = deter[:, steps].flatten(0, 1)
     count = len(deter)
-    context = Context(deter, deter, torch.rand(count) < 0.3, steps, states)
-    imagined, recurrent = context.recurrent_state(15), written_out(context)
+    zero = torch.rand(count) < 0.3
+    imagined = history.start(steps, zero, 15)
+    recurrent = written_out(Context(deter, deter, zero, steps, history))
     for _ in range(15):
         z, a = (torch.randn(count, width).double() for width in (stoch.shape[-1], ACTIONS))
         found, expected = model.step(z, a, imagined), model.step(z, a, recurrent)
@@ -349,7 +380,7 @@ def test_the_context_is_what_recurrent_steps_reach(scan: str, starts: int) -> No
     state = model.sequence.initial_state(3, deter.device)
     last = deter[:, 0]
     for t in range(9):
-        state.reset(batch.is_first[:, t])
+        state = state.reset(batch.is_first[:, t])
         deter[:, t] = last.masked_fill(batch.is_first[:, t, None], 0.0)
         for block, memory in enumerate(state.memories):
             memories[block][:, t], previous[block][:, t] = memory.memory, state.previous[block]
@@ -366,7 +397,7 @@ def test_the_context_is_what_recurrent_steps_reach(scan: str, starts: int) -> No
     assert torch.equal(context.begins, begins)
     found = [context.deter]
     for _ in range(2):  # the context is not used up
-        state = context.recurrent_state(inner)
+        state = context.history.start(context.steps, context.begins, inner)
         for block, memory in enumerate(state.memories):
             found += [read_out(memory, count, inner), state.previous[block]]
             torch.testing.assert_close(found[-2], starting(memories[block]), **CLOSE)
@@ -387,7 +418,7 @@ def test_a_dropped_token_passes_the_state_through() -> None:
     block = LinearAttentionBlock(config.Models).train()
     is_first = torch.rand(20, 30) < 0.1
     u = torch.randn(20, 30, WIDTH)
-    _, state = block(u, is_first, return_states=True)
+    _, state = block(u, is_first, return_history=True)
     states = state.memory.dense()
     block.eval()
     dropped = torch.zeros(20, 30)
@@ -410,9 +441,9 @@ def test_dropout_near_1_keeps_the_state_and_eval_mode_drops_nothing() -> None:
     config = load_small("Models.WorldModel.Dropout=0.999")
     torch.manual_seed(0)
     block, is_first = LinearAttentionBlock(config.Models), torch.zeros(2, 8, dtype=torch.bool)
-    _, state = block.train()(torch.randn(2, 8, WIDTH), is_first, return_states=True)
+    _, state = block.train()(torch.randn(2, 8, WIDTH), is_first, return_history=True)
     assert (state.memory.dense() == 0).all()
-    _, state = block.eval()(torch.randn(2, 8, WIDTH), is_first, return_states=True)
+    _, state = block.eval()(torch.randn(2, 8, WIDTH), is_first, return_history=True)
     assert (state.memory.dense().flatten(2).abs().amax(2) > 0).all()
 
 

@@ -20,9 +20,9 @@ from pwm_core import cli
 from pwm_core.config import REPOSITORY
 from pwm_core.config_file import load_config
 from pwm_core.eval import record_in_wandb
-from pwm_core.runs import run_folder
+from pwm_core.paths import LOGDIR_VARIABLE
+from pwm_core.runs.mp4 import VideoWriter
 from pwm_core.runs.run_folder import RunFolder
-from pwm_core.training.episode_videos import VideoWriter
 from results import aggregates, published, tables
 from results.__main__ import main
 from results.aggregates import Matrix, intervals, make_matrix
@@ -574,21 +574,17 @@ def test_pairs_need_the_same_frames() -> None:
 
 TRACKED = """
 import sys
-from pathlib import Path
-from pwm_core.runs import run_folder
-from pwm_core.training import evaluation
 from pwm_core.eval import evaluate_run
 from pwm_core.train import train
 from tests.helpers_envs import CONFIG, TINY, counting_domain
 
-root = Path(sys.argv[1])
-run_folder.RUNS, evaluation.RESULTS = root / "ckpt", root / "eval_result"
 domain = counting_domain((5,))[0]
 short = "JointTrainAgent={SampleMaxSteps: 40, TrainModelEverySteps: 9, TrainAgentEverySteps: 9}"
 overrides = [part for key in (*TINY, short) for part in ("-set", key)]
 argv = ["-n", "run", "-env_name", "count", "-config_path", CONFIG, "-device", "cpu"]
+argv += ["-logdir", sys.argv[1]]
 train(domain, [*argv, "-logger", "wandb", *overrides])
-evaluate_run(domain, ["-n", "run", "-device", "cpu", "-checkpoint", "all"])
+evaluate_run(domain, ["-n", "run", "-device", "cpu", "-checkpoint", "all", "-logdir", sys.argv[1]])
 """
 
 
@@ -625,7 +621,7 @@ def test_scores_join_the_run_that_wandb_tracked(tmp_path: Path) -> None:
 def test_a_tracker_that_fails_harms_no_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_folder, "RUNS", tmp_path)
+    monkeypatch.setenv(LOGDIR_VARIABLE, str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "nonsense")
     folder = RunFolder("run")
     (folder.path / "wandb").mkdir(parents=True)

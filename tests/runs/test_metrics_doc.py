@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pwm_core.config import REPOSITORY
-from pwm_core.runs import run_folder
+from pwm_core.paths import LOGDIR_VARIABLE
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.train import train
 from pwm_core.training.model_videos import log_videos
@@ -32,7 +32,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """By a run with a slow critic and one without, with the task's name left open."""
     names: set[str] = set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder, "RUNS", tmp_path_factory.mktemp("ckpt"))
+        patch.setenv(LOGDIR_VARIABLE, str(tmp_path_factory.mktemp("ckpt")))
         for slow in ("true", "false"):
             keys = (*TINY, "JointTrainAgent.SampleMaxSteps=40", f"Models.Agent.SlowCritic={slow}")
             overrides = [part for key in keys for part in ("-set", key)]

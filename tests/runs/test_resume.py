@@ -18,12 +18,11 @@ import torch
 
 from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run
-from pwm_core.runs import run_folder
+from pwm_core.paths import LOGDIR_VARIABLE
 from pwm_core.runs.checkpoint import ResumePoints, _digest
 from pwm_core.runs.files import sha256, write_text
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runtime import random_state, set_random_state
-from pwm_core.training import evaluation
 from tests.helpers_envs import counting_domain
 from tests.helpers_runs import (
     PONG,
@@ -40,13 +39,7 @@ from tests.helpers_runs import (
     wait_for_step,
 )
 
-
-@pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs and scores lie under the test's own folder."""
-    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
-    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
-
+pytestmark = pytest.mark.usefixtures("logdir")
 
 QUICK = ("JointTrainAgent={BufferWarmUp: 37, SampleMaxSteps: 45, SaveEverySteps: 20}",)
 """Points at 20 and 40, three updates before the second and five after."""
@@ -56,7 +49,7 @@ QUICK = ("JointTrainAgent={BufferWarmUp: 37, SampleMaxSteps: 45, SaveEverySteps:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of :data:`QUICK` that nothing interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder, "RUNS", tmp_path_factory.mktemp("whole"))
+        patch.setenv(LOGDIR_VARIABLE, str(tmp_path_factory.mktemp("whole")))
         train_counting("whole", overrides=QUICK)
         return folder("whole")
 
@@ -95,7 +88,7 @@ def test_five_crashes_change_nothing(variant: str, capsys: pytest.CaptureFixture
     steps = ResumePoints(folder("run")).steps()
     assert steps, "something was there to go on from"
     train_counting("run", "-resume", **options)
-    assert f"going on from step {steps[-1]}:" in capsys.readouterr().out
+    assert f"continuing from step {steps[-1]}:" in capsys.readouterr().out
     assert_same_run(folder("whole"), folder("run"))
     assert {p.name for p in folder("run").iterdir()} == {p.name for p in folder("whole").iterdir()}
 
@@ -192,7 +185,7 @@ def test_resume_begins_where_there_is_nothing(
 def test_an_existing_run_is_refused_with_the_way_on() -> None:
     interrupted()
     before = {path: path.read_bytes() for path in folder("run").rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"run exists already in .*: -resume goes on with it"):
+    with pytest.raises(UserError, match=r"run exists already in .*: -resume continues it"):
         train_counting("run")
     assert {p: p.read_bytes() for p in folder("run").rglob("*") if p.is_file()} == before
 
@@ -225,7 +218,7 @@ def test_what_changed_since_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     path = interrupted() / "run.json"
     path.write_text(path.read_text().replace(f'"{torch.__version__}"', '"1.0"'))
     train_counting("run", "-resume", overrides=QUICK)
-    note = f"the numbers may part from here on: torch was 1.0 and is {torch.__version__}"
+    note = f"the numbers may differ from here on: torch was 1.0 and is {torch.__version__}"
     assert note in capsys.readouterr().out
 
 
@@ -292,7 +285,7 @@ def test_the_point_before_serves(
     damage(path, how)
     train_counting("run", "-resume", overrides=QUICK)
     said = capsys.readouterr().out
-    assert "going on from step 20:" in said
+    assert "continuing from step 20:" in said
     if (what, how) != ("manifest", "gone"):  # then no trace of that point is left
         assert "warning: the checkpoint of step 40 is passed over: " in said
         assert path.name in said
@@ -307,7 +300,9 @@ def test_nothing_whole_is_one_line(what: str) -> None:
     for name in names or ["replay/000000000-000000020.pt"]:
         damage(run / name, "flip")
     before = {path: path.read_bytes() for path in run.rglob("*.*")}
-    with pytest.raises(UserError, match="there is nothing whole to go on from") as raised:
+    with pytest.raises(
+        UserError, match="there is no undamaged checkpoint to continue from"
+    ) as raised:
         train_counting("run", "-resume", overrides=QUICK)
     assert "\n" not in str(raised.value)
     assert "damaged" in str(raised.value)
@@ -319,7 +314,7 @@ def test_a_run_that_lost_its_points_does_not_begin_over_what_is_left() -> None:
     for path in run.glob("resume/*.json"):
         path.unlink()
     metrics = (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="got to step 40, but there is nothing to go on from"):
+    with pytest.raises(UserError, match=r"got to step 40, but .* holds nothing to continue from"):
         train_counting("run", "-resume", overrides=QUICK)
     assert (run / "metrics.jsonl").read_bytes() == metrics
 
@@ -386,7 +381,7 @@ def test_episodes_that_cannot_be_played_again_are_closed(
     torch.save(state, path)
     rewrite_manifest(run, 40)
     train_counting("run", "-resume", overrides=QUICK)
-    assert "could not be played again" in capsys.readouterr().out
+    assert "could not be replayed" in capsys.readouterr().out
     assert RunFolder("run").steps()[-1] == 45
 
 
@@ -408,7 +403,7 @@ def killed_five_times(tree: RunTree, domain: str, argv: list[str], first: int, l
         job.kill()
         assert job.wait() == -signal.SIGKILL, "it ended before it was killed"
     job = tree.start(domain, *argv, "-resume").ended()
-    assert re.search("^going on from step [1-9]", job.stdout)
+    assert re.search("^continuing from step [1-9]", job.stdout)
 
 
 @pytest.mark.slow

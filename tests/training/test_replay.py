@@ -153,7 +153,7 @@ def test_a_replay_that_the_disk_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     make_replay(1, 1000, "memory")
-    monkeypatch.setattr("pwm_core.training.replay_buffer._container_bytes", lambda: 1000)
+    monkeypatch.setattr("pwm_core.runtime._container_bytes", lambda: 1000)
     with pytest.raises(UserError, match="BufferMaxLength"):
         make_replay(1, 1000, "memory")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
@@ -18,12 +17,12 @@ from pwm_core.config_file import load_config
 from pwm_core.envs import VectorEnv, env_seeds
 from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run
-from pwm_core.runs import run_folder
+from pwm_core.paths import find_logdir
+from pwm_core.runs.mp4 import VideoWriter, enlarged
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
 from pwm_core.train import train as train_command
-from pwm_core.training import evaluation
-from pwm_core.training.episode_videos import SIZE, Episode, VideoWriter, enlarged, film
+from pwm_core.training.episode_videos import SIZE, Episode, film
 from pwm_core.training.evaluation import play
 from pwm_core.training.model_videos import GIVEN, PREDICTED, log_videos, open_loop
 from pwm_core.training.replay_buffer import ReplayBuffer
@@ -32,20 +31,13 @@ from pwm_dmc.envs import DMCEnv
 from pwm_dmc.rendering import try_renderer
 from tests.helpers import Data, load_small, make_agent, make_world_model
 from tests.helpers_envs import CONFIG, DEFAULTS, TINY, counting_domain
+from tests.helpers_videos import read_video
 from tests.training.catch import Catch
 
 KINDS = ("Observation", "Reconstruction", "Imagination", "Comparison", "OpenLoop")
 
 
-@pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs and scores lie under the test's own folder."""
-    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
-    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
-
-
-def decoded(path: Path) -> np.ndarray:
-    return imageio.imread(path, plugin="pyav")
+pytestmark = pytest.mark.usefixtures("logdir")
 
 
 def check_alike(found: np.ndarray, expected: np.ndarray, mean: float = 4.0) -> None:
@@ -174,7 +166,7 @@ def test_training_writes_what_the_trackers_get() -> None:
     assert {path.name for path in folder.videos.iterdir()} == names
     assert {path.name for path in keep.videos} == names
     for path, frames in keep.videos.items():
-        check_alike(decoded(path), frames, mean=12)  # tiles of 8 pixels lose more than pictures
+        check_alike(read_video(path), frames, mean=12)  # tiles of 8 pixels lose more than pictures
 
 
 # ---------------------------------------------------------------------------------- video files
@@ -185,7 +177,7 @@ def test_video_plays_in_a_browser(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     ramp = np.linspace(0, 255, 64, dtype=np.uint8)
     frames = [np.stack([np.roll(np.tile(ramp, (64, 1)), 4 * i, 1)] * 3, -1) for i in range(20)]
-    with VideoWriter(path, fps=10) as video:
+    with VideoWriter(path, fps=10, least=SIZE) as video:
         for frame in frames:
             video.write(frame)
     with av.open(str(path)) as container:
@@ -194,7 +186,7 @@ def test_video_plays_in_a_browser(tmp_path: Path) -> None:
         assert stream.codec_context.pix_fmt == "yuv420p"
         assert stream.average_rate == 10
         assert "mp4" in container.format.name
-    check_alike(decoded(path), np.stack([enlarged(frame) for frame in frames]))
+    check_alike(read_video(path), np.stack([enlarged(frame, SIZE) for frame in frames]))
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
 
 
@@ -218,7 +210,7 @@ def test_a_video_that_fails_leaves_no_file(tmp_path: Path) -> None:
 def test_enlarged(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Whole pixels, even sides, nothing smaller than a browser shows well."""
     frame = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    large = enlarged(frame)
+    large = enlarged(frame, SIZE)
     assert large.shape == expected
     factor = max(1, expected[0] // shape[0])
     assert np.array_equal(large[::factor, ::factor], np.broadcast_to(
@@ -263,7 +255,8 @@ def test_film_shows_each_step_of_the_episodes(tmp_path: Path) -> None:
             for _ in range(7):
                 obs[0] = env.step(np.ones(2, int)).obs
         obs += [env.step(np.full(2, action)).obs for action in episode.actions[:-1]]
-        check_alike(decoded(path), np.stack([enlarged(o[episode.env]) for o in obs]), mean=2)
+        expected = np.stack([enlarged(o[episode.env], SIZE) for o in obs])
+        check_alike(read_video(path), expected, mean=2)
 
 
 def test_what_does_not_come_out_as_evaluated_is_said(tmp_path: Path) -> None:
@@ -292,7 +285,7 @@ def test_film_of_a_game(protocol: str, tmp_path: Path) -> None:
         return AtariEnv("ALE/Pong-v5", count, 1, image_size=SIZE, **game)
 
     assert film(make_env, episodes[1:2], [path]) == []
-    frames = decoded(path)
+    frames = read_video(path)
     assert frames.shape == (len(episodes[1].actions), SIZE, SIZE, 3)
     court = np.median(frames.reshape(-1, 3), axis=0)
     assert np.abs(court - (144, 72, 17)).max() < 12  # Pong's court is brown
@@ -309,7 +302,7 @@ def test_film_of_what_was_evaluated_from_vectors(tmp_path: Path) -> None:
 
     path = tmp_path / "cup.mp4"
     assert film(make_env, episodes[1:], [path]) == []
-    frames = decoded(path).astype(float)
+    frames = read_video(path).astype(float)
     assert frames.shape == (10, SIZE, SIZE, 3)
     assert np.abs(np.diff(frames, axis=0)).max() > 50, "something moves"
 
@@ -328,15 +321,15 @@ def test_eval_films_its_first_episodes(capsys: pytest.CaptureFixture[str]) -> No
     domain = trained("run")
     argv = ["-n", "run", "-device", "cpu", "-checkpoint", "all"]
     evaluate_run(domain, argv)
-    scores = evaluation.RESULTS / "run.csv"
+    scores = find_logdir().scores / "run.csv"
     before = scores.read_text()
     evaluate_run(domain, [*argv, "-video", "3"])
     assert scores.read_text() == before
-    found = sorted((run_folder.RUNS / "run" / "videos").iterdir())
+    found = sorted((find_logdir().runs / "run" / "videos").iterdir())
     assert [p.name for p in found] == [
         f"evaluation{i}_{step:09d}.mp4" for i in range(3) for step in (20, 40)
     ]
-    assert [len(decoded(path)) for path in found[::2]] == [5, 5, 7]
+    assert [len(read_video(path)) for path in found[::2]] == [5, 5, 7]
     assert "warning" not in capsys.readouterr().out
 
 
@@ -352,6 +345,6 @@ def test_scores_do_not_depend_on_a_renderer(capsys: pytest.CaptureFixture[str]) 
     blind = dataclasses.replace(domain, make_env=make_env)
     evaluate_run(blind, ["-n", "run", "-device", "cpu", "-video", "1"])
     assert "no video: no headless renderer works" in capsys.readouterr().out
-    assert (evaluation.RESULTS / "run.csv").exists()
+    assert (find_logdir().scores / "run.csv").exists()
     with pytest.raises(UserError, match="-video -1"):
         evaluate_run(domain, ["-n", "run", "-device", "cpu", "-video", "-1"])

@@ -1,6 +1,6 @@
 """Gather what is worth keeping of a finished run beside its scores::
 
-    python -m scripts.collect <run name>
+    python -m sweep.collect <run name>
 
 ``eval_result/<run>.metrics.jsonl`` holds its metrics, averaged over equal shares of the run so
 that it stays below 200 KB; ``<run>.training.json`` hardware, versions and time; the newest
@@ -10,13 +10,13 @@ imagination and open-loop videos come along where they are below 1 MB.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import defaultdict
+from pathlib import Path
 
-from pwm_core.cli import Parser, run_command
-from pwm_core.runs.files import write_text
-from pwm_core.runs.run_folder import RunFolder
-from pwm_core.training.evaluation import RESULTS
+from pwm_core.errors import UserError
+from sweep.places import Places, project_places, read_json, write_json
 
 METRICS_BYTES, VIDEO_BYTES = 200_000, 1_000_000
 VIDEOS = ("imagination", "openloop")
@@ -59,35 +59,52 @@ def _mean(records: list[Record]) -> Record:
     }
 
 
-def collect(name: str) -> None:
-    """Of the run called ``name``, into ``eval_result/``.
+def collect(name: str, places: Places) -> None:
+    """Of the run called ``name``, beside its scores.
 
     Raises:
-        UserError: there is no such run.
+        UserError: there is no such run, or its files are damaged.
     """
-    folder = RunFolder.open(name)
-    lines = folder.metrics.read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    write_text(RESULTS / f"{name}.metrics.jsonl", downsample(records))
-    about = folder.metadata()
-    times = folder.path / "seconds"
-    if times.is_file():
-        about["seconds"] = sum(map(int, times.read_text(encoding="utf-8").split()))
-    write_text(RESULTS / f"{name}.training.json", json.dumps(about, indent=2) + "\n")
+    folder, results = places.run(name), places.results
+    about = read_json(folder / "run.json")
+    if not about:
+        raise UserError(f"there is no run named {name} in {places.runs}, or its run.json is gone")
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        seconds = sum(map(int, _text(folder / "seconds").split()))
+    except ValueError as error:
+        raise UserError(f"{folder}: metrics.jsonl or seconds is damaged: {error}") from None
+    temporary = results / f".{name}.metrics.jsonl.{os.getpid()}.tmp"
+    temporary.write_text(downsample(records), encoding="utf-8")
+    os.replace(temporary, results / f"{name}.metrics.jsonl")
     for kind in VIDEOS:
-        found = sorted(folder.videos.glob(f"{kind}_*.mp4"))
+        found = sorted((folder / "videos").glob(f"{kind}_*.mp4"))
         if found and found[-1].stat().st_size <= VIDEO_BYTES:
-            shutil.copyfile(found[-1], RESULTS / f"{name}.{kind}.mp4")
+            shutil.copyfile(found[-1], results / f"{name}.{kind}.mp4")
+    if seconds:
+        about["seconds"] = seconds
+    write_json(results / f"{name}.training.json", about)  # last: it says that all is there
+
+
+def _text(path: Path) -> str:
+    """Of a file; empty where there is none."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def main() -> None:
     """Parse the flags, collect, say where."""
+    from pwm_core.cli import Parser  # here: it loads torch, which jobs do without
+
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN")
+    places = project_places()
     for name in parser.parse_args().runs:
-        collect(name)
-        print(f"{name}: collected into {RESULTS}")
+        collect(name, places)
+        print(f"{name}: collected into {places.results}")
 
 
 if __name__ == "__main__":
+    from pwm_core.cli import run_command
+
     run_command(main)

@@ -1,6 +1,6 @@
 """Learning curves of runs as a PNG::
 
-python -m pwm_core.runs.plot ckpt/<run name> [more runs] -o curve.png
+python -m pwm_core.plot ckpt/<run name> [more runs] -o curve.png
 """
 
 from __future__ import annotations

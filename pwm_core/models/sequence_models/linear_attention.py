@@ -1,4 +1,4 @@
-"""The sequence model: linear-attention blocks that run in parallel over T or one step at a time.
+"""Linear attention with data-dependent decay: blocks that run in parallel over T or step by step.
 
 Both ways compute the same numbers (PaMoRL, section 3.1); the parallel one trains, the recurrent one
 acts and imagines.
@@ -7,7 +7,8 @@ acts and imagines.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from pwm_core.config import Models
 from pwm_core.models.networks import NORM_EPS, GatedUnit, LatentNet
 from pwm_core.models.scan import States, linear_attention
+from pwm_core.models.sequence_models.base import SequenceModel
 
 
-class BlockStates(NamedTuple):
-    """What one block remembers after every step of a sequence.
+class BlockHistory(NamedTuple):
+    """The states of one block after every step of a sequence.
 
     Attributes:
-        memory: every attention state ``S_t``, (B, T, K, V), float32 under autocast too.
+        memory: every attention state ``S_t``, (B, T, E, V), float32 under autocast too.
         previous: (B, T, D) the block's inputs ``u_t``, for token mixing.
     """
 
@@ -31,13 +33,13 @@ class BlockStates(NamedTuple):
 
 
 class RecurrentMemory:
-    """``S_t`` itself, rewritten at every step."""
+    """``S_t`` itself, replaced at every step."""
 
     def __init__(self, memory: Tensor) -> None:
-        self.memory = memory  # (N, K, V)
+        self.memory = memory  # (N, E, V)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
-        """Take in one step's (N, K) keys and (N, V) values; returns (N, V) ``o_t = q_t S_t``."""
+        """Take in one step's (N, E) keys and (N, V) values; returns (N, V) ``o_t = q_t S_t``."""
         decay = log_decay.exp().unsqueeze(-1)
         self.memory = torch.addcmul(k.unsqueeze(-1) * v.unsqueeze(-2), decay, self.memory)
         return (q.unsqueeze(-2) @ self.memory).squeeze(-2)
@@ -47,7 +49,7 @@ class ImaginedMemory:
     """Replayed states as they are, and beside them the few keys and values imagined since.
 
     ``o_t = (q_t G_t) S_0 + sum_j (q_t . k_j G_t / G_j) v_j``: the same numbers as
-    :class:`RecurrentMemory`, but the (K, V) states ``S_0`` are only read, never rewritten, and with
+    :class:`RecurrentMemory`, but the (E, V) states ``S_0`` are only read, never rewritten, and with
     the chunked scan not even written out. No gradient.
 
     Args:
@@ -91,7 +93,7 @@ class ImaginedMemory:
         return torch.baddbmm(self._read(q * self._decay).unsqueeze(1), scores, values).squeeze(1)
 
     def _read(self, query: Tensor) -> Tensor:
-        """``query`` (N, K) times the replayed states: (N, V)."""
+        """``query`` (N, E) times the replayed states: (N, V)."""
         batch, chunks, chunk, width = self._shape
         placed = query.new_zeros(batch, chunks * chunk, width)
         placed[:, self._steps] = query.view(batch, -1, width)
@@ -99,17 +101,14 @@ class ImaginedMemory:
         return output[:, self._steps].flatten(0, 1)
 
 
-Memory = RecurrentMemory | ImaginedMemory
-
-
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _trunc_normal(width: int) -> Tensor:
-    """Truncated normal, variance scaled by the mean of fan-in and fan-out."""
+def _trunc_normal(width: int, fan: float) -> Tensor:
+    """(width,) from a normal of variance 1 / fan, cut off at two standard deviations."""
     # 0.8796: the standard deviation of a unit normal cut off at two.
-    std = (1.0 / width) ** 0.5 / 0.87962566103423978
+    std = (1.0 / fan) ** 0.5 / 0.87962566103423978
     return nn.init.trunc_normal_(torch.empty(width), std=std, a=-2 * std, b=2 * std)
 
 
@@ -121,8 +120,12 @@ class LinearAttentionBlock(nn.Module):
         config = models.WorldModel
         width, inner = models.Hidden, models.Hidden // config.HeadDivisor
         self.width, self.inner = width, inner
-        self.scan, self.chunk, self.dropout = config.Scan, config.ScanChunk, config.Dropout
-        self.mix = nn.Parameter(_trunc_normal(width))
+        self.dropout = config.Dropout
+        self.attend = functools.partial(
+            linear_attention, backend=config.Scan, chunk=config.ScanChunk
+        )
+        fan = {"width": width, "mean": (width + 1) / 2}[config.MixFan]
+        self.mix = nn.Parameter(_trunc_normal(width, fan))
         # W_q, W_k, W_v, W_r as one product; each is initialised as a Linear of its own would be.
         self.projections = nn.Linear(width, 4 * inner, bias=False)
         self.decay = nn.Linear(width, inner, bias=False)
@@ -133,7 +136,7 @@ class LinearAttentionBlock(nn.Module):
         self.gated = GatedUnit(width, config.BlockAct, config.Dropout)
 
     def _project(self, u: Tensor, previous: Tensor, keep: Tensor | None) -> tuple[Tensor, ...]:
-        """Inputs (..., D) and those before them -> q, k (..., K), v (..., V), log g, at least
+        """Inputs (..., D) and those before them -> q, k (..., E), v (..., V), log g, at least
         float32.
 
         ``keep`` (..., 1) is 0 for dropped tokens: their inputs are zeros and their decay is 1.
@@ -152,14 +155,14 @@ class LinearAttentionBlock(nn.Module):
         return self.gated(self.norm(self.output_dropout(projected) + u))
 
     def forward(
-        self, u: Tensor, is_first: Tensor, *, return_states: bool = False
-    ) -> tuple[Tensor, BlockStates | None]:
+        self, u: Tensor, is_first: Tensor, *, return_history: bool = False
+    ) -> tuple[Tensor, BlockHistory | None]:
         """A whole sequence from zero states.
 
         Args:
             u: (B, T, D).
             is_first: (B, T) bool; the state and the input before such a step count as zeros.
-            return_states: also return the :class:`BlockStates` after every step.
+            return_history: also return the states after every step.
         """
         previous = torch.cat([torch.zeros_like(u[:, :1]), u[:, :-1]], dim=1)
         previous = previous.masked_fill(is_first.unsqueeze(-1), 0.0)
@@ -169,20 +172,11 @@ class LinearAttentionBlock(nn.Module):
             keep = keep.to(u.dtype)
         q, k, v, log_decay = self._project(u, previous, keep)
         with torch.autocast(u.device.type, enabled=False):
-            attended = linear_attention(
-                q,
-                k,
-                v,
-                log_decay,
-                is_first,
-                backend=self.scan,
-                chunk=self.chunk,
-                return_states=return_states,
-            )
-        state = BlockStates(attended.states, u) if return_states else None
-        return self._finish(u, attended.output), state
+            attended = self.attend(q, k, v, log_decay, is_first, return_states=return_history)
+        history = BlockHistory(attended.states, u) if return_history else None
+        return self._finish(u, attended.output), history
 
-    def step(self, u: Tensor, previous: Tensor, memory: Memory) -> Tensor:
+    def step(self, u: Tensor, previous: Tensor, memory: RecurrentMemory | ImaginedMemory) -> Tensor:
         """One step (N, D) after ``previous`` (N, D); ``memory`` takes it in. No token dropout."""
         q, k, v, log_decay = self._project(u, previous, None)
         with torch.autocast(u.device.type, enabled=False):
@@ -190,28 +184,85 @@ class LinearAttentionBlock(nn.Module):
         return self._finish(u, attended)
 
 
-class RecurrentState:
+@dataclass
+class LinearAttentionState:
     """Where the sequence model stands in each of N sequences.
 
     Attributes:
         previous: per block, (N, D) the input of the last step.
-        memories: per block, its :class:`RecurrentMemory` or :class:`ImaginedMemory`.
+        memories: per block, its ``S_t``.
     """
 
-    def __init__(self, previous: list[Tensor], memories: list[Memory]) -> None:
-        self.previous = previous
-        self.memories = memories
+    previous: list[Tensor]
+    memories: list[RecurrentMemory]
 
-    def reset(self, is_first: Tensor) -> None:
-        """Zero the states of the sequences that begin anew; ``is_first`` (N,) bool."""
-        for block, memory in enumerate(self.memories):
-            mask = is_first.unsqueeze(-1)
-            self.previous[block] = self.previous[block].masked_fill(mask, 0.0)
-            memory.memory = memory.memory.masked_fill(mask.unsqueeze(-1), 0.0)
+    def reset(self, is_first: Tensor) -> LinearAttentionState:
+        """A copy that is zeros in the sequences that begin anew; ``is_first`` is (N,) bool."""
+        mask = is_first.unsqueeze(-1)
+        return LinearAttentionState(
+            [previous.masked_fill(mask, 0.0) for previous in self.previous],
+            [
+                RecurrentMemory(memory.memory.masked_fill(mask.unsqueeze(-1), 0.0))
+                for memory in self.memories
+            ],
+        )
+
+    def clone(self) -> LinearAttentionState:
+        """A copy that shares no memory."""
+        return LinearAttentionState(
+            [previous.clone() for previous in self.previous],
+            [RecurrentMemory(memory.memory.clone()) for memory in self.memories],
+        )
+
+    def copy_(self, other: LinearAttentionState) -> None:
+        """Copy ``other``'s values into this state's own tensors."""
+        for mine, new in zip(self.previous, other.previous, strict=True):
+            mine.copy_(new)
+        for memory, new_memory in zip(self.memories, other.memories, strict=True):
+            memory.memory.copy_(new_memory.memory)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its tensors."""
+        memories = [memory.memory for memory in self.memories]
+        return {"previous": self.previous, "memories": memories}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`; tensors keep their place in memory."""
+        memories = [RecurrentMemory(memory) for memory in state["memories"]]
+        self.copy_(LinearAttentionState(state["previous"], memories))
 
 
-class SequenceModel(nn.Module):
-    """Input layer and blocks: (z_t, a_t) -> deter_t."""
+@dataclass
+class ImaginationState:
+    """As :class:`LinearAttentionState`, for imagined steps from replayed states."""
+
+    previous: list[Tensor]
+    memories: list[ImaginedMemory]
+
+
+class History(NamedTuple):
+    """The states after every step of B replayed sequences.
+
+    Attributes:
+        blocks: per block, its states.
+    """
+
+    blocks: list[BlockHistory]
+
+    def start(self, steps: slice, zero: Tensor, horizon: int) -> ImaginationState:
+        """The state after ``steps`` of every sequence; see :class:`SequenceHistory`."""
+        mask = zero.unsqueeze(-1)
+        return ImaginationState(
+            [
+                block.previous[:, steps].flatten(0, 1).masked_fill(mask, 0.0)
+                for block in self.blocks
+            ],
+            [ImaginedMemory(block.memory, steps, zero, horizon) for block in self.blocks],
+        )
+
+
+class LinearAttention(SequenceModel):
+    """Input layer and linear-attention blocks: (z_t, a_t) -> deter_t (PaMoRL, section 3.1)."""
 
     def __init__(self, models: Models, action: int) -> None:
         super().__init__()
@@ -228,27 +279,20 @@ class SequenceModel(nn.Module):
         self.output_tanh = models.WorldModel.OutputTanh
 
     def forward(
-        self, latent: Tensor, action: Tensor, is_first: Tensor, *, return_states: bool = False
-    ) -> tuple[Tensor, list[BlockStates | None]]:
-        """All T steps at once, from zero states.
-
-        Args:
-            latent: (B, T, S*K) as vectors, or (B, T, S) int64 as class indices.
-            action: (B, T, A) encoded actions.
-            is_first: (B, T) bool.
-
-        Returns:
-            deter (B, T, D) and, per block, the states after every step (or None).
-        """
-        hidden = self.input_layer(action, latent)
-        states = []
+        self, latent: Tensor, action: Tensor, is_first: Tensor, *, return_history: bool = False
+    ) -> tuple[Tensor, History | None]:
+        """All T steps at once, from zero states; see :class:`SequenceModel`."""
+        hidden = self.input_layer(action, latent)  # (B, T, D)
+        blocks = []
         for block in self.blocks:
-            hidden, state = block(hidden, is_first, return_states=return_states)
-            states.append(state)
-        return self._output(hidden), states
+            hidden, history = block(hidden, is_first, return_history=return_history)
+            blocks.append(history)
+        return self._output(hidden), History(blocks) if return_history else None
 
-    def step(self, latent: Tensor, action: Tensor, state: RecurrentState) -> Tensor:
-        """One step: a latent and an action (N, A) -> deter (N, D); ``state`` moves on in place."""
+    def step(
+        self, latent: Tensor, action: Tensor, state: LinearAttentionState | ImaginationState
+    ) -> Tensor:
+        """One step: a latent and an action (N, A) -> deter (N, D); updates ``state`` in place."""
         hidden = self.input_layer(action, latent)
         for index, block in enumerate(self.blocks):
             previous = state.previous[index]
@@ -259,11 +303,10 @@ class SequenceModel(nn.Module):
     def _output(self, hidden: Tensor) -> Tensor:
         return hidden.tanh() if self.output_tanh else hidden
 
-    def initial_state(self, count: int, device: torch.device) -> RecurrentState:
+    def initial_state(self, count: int, device: torch.device) -> LinearAttentionState:
         """Zero states of ``count`` sequences, in the type of the parameters."""
         zeros = functools.partial(torch.zeros, dtype=self.blocks[0].mix.dtype, device=device)
-        previous = [zeros(count, block.width) for block in self.blocks]
-        memories: list[Memory] = [
-            RecurrentMemory(zeros(count, block.inner, block.inner)) for block in self.blocks
-        ]
-        return RecurrentState(previous, memories)
+        return LinearAttentionState(
+            [zeros(count, block.width) for block in self.blocks],
+            [RecurrentMemory(zeros(count, block.inner, block.inner)) for block in self.blocks],
+        )

@@ -1,0 +1,79 @@
+"""The one interface through which training, imagination and acting use a sequence model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class SequenceState(Protocol):
+    """Where a sequence model stands in each of N sequences, between two steps."""
+
+    def reset(self, is_first: Tensor) -> Self:
+        """A copy that is zeros in the sequences that begin anew; ``is_first`` is (N,) bool."""
+
+    def clone(self) -> Self:
+        """A copy that shares no memory."""
+
+    def copy_(self, other: Self) -> None:
+        """Copy ``other``'s values into this state's own tensors."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`; tensors keep their place in memory."""
+
+
+class SequenceHistory(Protocol):
+    """The states after every step of B replayed sequences, as a sequence model stores them."""
+
+    def start(self, steps: slice, zero: Tensor, horizon: int) -> Any:
+        """A state from which :meth:`SequenceModel.step` can be called ``horizon`` times.
+
+        Args:
+            steps: the steps of every sequence to start after; N is B times their number.
+            zero: (N,) bool, starts whose state counts as zeros.
+            horizon: most steps that will be taken.
+
+        Returns:
+            a state for ``step`` alone; it is not meant to be copied or saved.
+        """
+
+
+class SequenceModel(nn.Module, ABC):
+    """(z_t, a_t) -> deter_t, over a whole sequence at once or one step at a time.
+
+    Both ways compute the same numbers. The parallel one trains, the recurrent one acts and
+    imagines.
+
+    A subclass is constructed from ``(models, action)``: the sizes, and the width of an encoded
+    action.
+    """
+
+    @abstractmethod
+    def forward(
+        self, latent: Tensor, action: Tensor, is_first: Tensor, *, return_history: bool = False
+    ) -> tuple[Tensor, SequenceHistory | None]:
+        """All T steps at once, from zero states.
+
+        Args:
+            latent: (B, T, S*K) as vectors, or (B, T, S) int64 as class indices.
+            action: (B, T, A) encoded actions.
+            is_first: (B, T) bool; before such a step the state is set to zeros.
+            return_history: also return the states after every step.
+
+        Returns:
+            deter (B, T, D), and the history (or None).
+        """
+
+    @abstractmethod
+    def step(self, latent: Tensor, action: Tensor, state: Any) -> Tensor:
+        """One step: a latent and an action (N, A) -> deter (N, D); updates ``state`` in place."""
+
+    @abstractmethod
+    def initial_state(self, count: int, device: torch.device) -> SequenceState:
+        """Zero states of ``count`` sequences."""
