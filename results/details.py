@@ -16,8 +16,8 @@ from results.settings import Result
 from results.shown import Shown, count, counts, score, share, simple, spread
 
 RULE = (
-    "Of several evaluations of a task that of finished runs with sampled actions under the default "
-    "setting counts, nearest to the published budget, of most seeds and most episodes."
+    "Of several evaluations of a task that of finished runs with sampled actions under the runs' "
+    "own setting counts, nearest to the published budget, of most seeds and most episodes."
 )
 PART = ": "
 """Between a setting's name and the tasks that a row is about."""

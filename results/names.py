@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pwm_core.config import REPOSITORY
 from pwm_core.config_file import load_config
+from pwm_core.paths import CONFIG_ROOT
 
 IGNORED = (
     "Task",
@@ -51,7 +51,7 @@ def _known(domain: str) -> dict[str, dict[str, Any]]:
     defaults = f"config_files/{domain}.yaml"
     return {
         path.stem: _comparable(load_config(path, defaults=defaults).model_dump(mode="json"))
-        for path in sorted((REPOSITORY / "config_files").glob(f"{domain}*.yaml"))
+        for path in sorted((CONFIG_ROOT / "config_files").glob(f"{domain}*.yaml"))
     }
 
 

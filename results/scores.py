@@ -6,6 +6,7 @@ What cannot be read is never dropped in silence: every reader adds a line to ``p
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ class Evaluation:
     episodes: int
     greedy: bool
     label: str
+
+    @property
+    def plain(self) -> bool:
+        """Whether the run's own setting was evaluated, be it with another number of episodes."""
+        return not self.greedy and re.fullmatch(r"(\d+ep)?-?(\d+envs)?", self.label) is not None
 
     @property
     def text(self) -> str:

@@ -77,9 +77,9 @@ def settle(
 ) -> tuple[Results, list[Score]]:
     """What counts, one evaluation per setting and task, and the scores of all others.
 
-    Finished runs go before unfinished ones, the default evaluation with sampled actions before any
-    other, the published budget (``budgets``, by benchmark and task) before others, then more seeds,
-    then more episodes.
+    Finished runs go before unfinished ones; the run's own setting with sampled actions (be it with
+    another number of episodes) before others; what is nearest to the published budget (``budgets``,
+    by benchmark and task) before the rest; then more seeds, then more episodes.
     """
     groups: dict[Conditions, dict[str, dict[Evaluation, list[Score]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
@@ -96,10 +96,10 @@ def settle(
             counted = _one_per_seed(task, evaluations[best], problems)
             found[conditions][task] = Result(task, best, counted)
             others += [score for evaluation in rest for score in evaluations[evaluation]]
-            if best.label or best.greedy:
+            if not best.plain:
                 problems.append(
                     f"{task}, {conditions.config}: there are no scores of sampled actions under "
-                    f"the default evaluation setting; shown are {best.label or best.text}"
+                    f"the runs' own setting; shown are {best.label or best.text}"
                 )
     return found, others
 
@@ -108,7 +108,7 @@ def _rank(evaluation: Evaluation, scores: list[Score], budget: int | None) -> tu
     off = abs(math.log(evaluation.frames / budget)) if budget and evaluation.frames else 0.0
     return (
         not all(score.finished for score in scores),
-        bool(evaluation.label) or evaluation.greedy,
+        not evaluation.plain,
         round(off, 1),
         -len({score.seed for score in scores}),
         -evaluation.episodes,

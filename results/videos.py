@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from pwm_core.runs.mp4 import VideoWriter, read_video
-from pwm_core.training.episode_videos import SIZE
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ KINDS = {
 """In this order; the others hold nothing that these do not."""
 MOST_BYTES = 40_000_000
 """Of all videos in one page."""
+LEAST = 256
+"""Pixels of the shorter side of a video that is laid out anew."""
 IMAGINED, GAP_COLOUR = (214, 60, 200), (128, 133, 140)
 
 
@@ -131,7 +132,7 @@ def laid_out(video: Video, problems: list[str]) -> bytes:
         return content
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
-        with VideoWriter(path, fps=round(fps), least=SIZE) as writer:
+        with VideoWriter(path, fps=round(fps), least=LEAST) as writer:
             for frame in spaced:
                 writer.write(frame)
         return path.read_bytes()
