@@ -13,7 +13,9 @@ from tests.helpers_runs import RunTree, assert_same_run, last_step, wait_for
 from tests.helpers_sweeps import ATARI, DMC, SweepTree, uninterrupted
 from tests.slurm.cluster import Cluster
 
-GAME_STEPS, TASK_STEPS, LONG_STEPS = 420, 1200, 4000
+GAME_STEPS, TASK_STEPS, LONG_STEPS = 420, 600, 3200
+LONG = {"JointTrainAgent.SampleMaxSteps": LONG_STEPS, "JointTrainAgent.TrainModelEverySteps": 1}
+"""Overrides of a run that takes longer than the time limit of a minute."""
 
 
 def wait_until_over(cluster: Cluster, seconds: float) -> None:
@@ -31,10 +33,10 @@ def test_jobs_that_are_interrupted_go_on_exactly(
     """Two games x two seeds and two tasks: one queued again by hand, one into its time limit, one
     killed, and the node taken down under all of them."""
     games = sweeps.write("games", ATARI, GAME_STEPS, tasks=["Pong", "Boxing"], seeds=[1, 2])
-    limit = {"time": 1, "warning": 20}
+    limit = {"time": 1, "warning": 10}
     tasks = sweeps.write(
         "tasks", DMC, TASK_STEPS, tasks=["cartpole_balance", "reacher_easy"], resources=limit,
-        per_task={"reacher_easy": {"overrides": {"JointTrainAgent.SampleMaxSteps": LONG_STEPS}}},
+        per_task={"reacher_easy": {"overrides": LONG}},
     )  # fmt: skip
     assert "submitted 4 jobs" in sweeps.sweep(games)
     assert "submitted 2 jobs" in sweeps.sweep(tasks)
@@ -65,7 +67,8 @@ def test_jobs_that_are_interrupted_go_on_exactly(
         assert_same_run(sweeps.run(f"{task}-seed1"), whole)
     sweeps.assert_done("cartpole_balance-seed1", TASK_STEPS, frame_skip=8)
     sweeps.assert_done("reacher_easy-seed1", LONG_STEPS, frame_skip=8)
-    whole = uninterrupted(tree, DMC, "reacher_easy", 1, LONG_STEPS)
+    base = {**DMC, "overrides": {**DMC["overrides"], **LONG}}
+    whole = uninterrupted(tree, base, "reacher_easy", 1, LONG_STEPS)
     assert_same_run(sweeps.run("reacher_easy-seed1"), whole)
     logs = sweeps.root.glob("ckpt/.sweeps/tasks/*/*_log.out")
     assert any("the job is queued again" in path.read_text() for path in logs)
