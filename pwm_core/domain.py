@@ -1,4 +1,4 @@
-"""What a domain tells the shared code about itself."""
+"""The interface between a domain and the shared code."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from pwm_core.training.replay_buffer import TransitionSpec
 
 @dataclass(frozen=True)
 class Domain:
-    """A family of environments and how PaMoRL meets it.
+    """A family of environments, and the parts of PaMoRL that are special to it.
 
     Attributes:
-        name: for messages, the tracker's project and the score files.
-        defaults: the domain's full config, the base of every other.
-        example_task: a task's name, for the help text.
-        check_task: raises UserError for a task or a config that the domain does not know.
+        name: appears in messages, the tracker's project and the score files.
+        defaults: path of the domain's full config, on which its other configs are based.
+        example_task: name of a task, for the help text.
+        check_task: raises UserError for a task or a config that the domain does not support.
         make_env: (config, task, number of environments, seed) -> the environments.
-        transition: (config, environments) -> what the replay stores.
+        transition: (config, environments) -> the fields that the replay stores.
         make_world_model: (config, environments) -> the world model.
         make_actor_critic: (config, environments) -> actor and critic.
         protocol: (config) -> the protocol's settings, for the score files.
-        resolve: (config, task) -> the config with what depends on the task filled in.
+        resolve: (config, task) -> the config after filling in the settings that depend on the task.
         add_arguments: adds the domain's own flags.
-        overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
+        overrides: (parsed arguments) -> the ``-set`` overrides that those flags stand for.
     """
 
     name: str

@@ -17,12 +17,12 @@ from pwm_dmc import actor_critic, envs, replay_buffer, world_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``-obs_type``, which stands for ``-set BasicSettings.ObsType=...``."""
+    """Add ``-obs_type``, which stands for ``-set BasicSettings.ObsType=...``."""
     parser.add_argument("-obs_type", default=None, help="proprio or visual")
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """What ``-obs_type`` stands for."""
+    """The ``-set`` override that ``-obs_type`` stands for."""
     envs.check_obs_type(arguments.obs_type)
     return [] if arguments.obs_type is None else [f"BasicSettings.ObsType={arguments.obs_type}"]
 
