@@ -1,4 +1,4 @@
-"""The supervisor, with commands that take milliseconds: what it tries again and what it gives up."""
+"""The supervisor, with commands that take milliseconds: what is tried again, what is given up."""
 
 from __future__ import annotations
 
