@@ -118,7 +118,15 @@ def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, example: str = "config_files/atari.yaml") -> dict[str, Any]:
+    """The sections of a YAML file.
+
+    Args:
+        example: a file that shows the keys, for the message where there are none.
+
+    Raises:
+        UserError: the file is missing, too large, no YAML, or holds no keys.
+    """
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} is larger than {MOST_BYTES // 1_000_000} MB: it is no config")
@@ -129,7 +137,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no sections; see config_files/atari.yaml for their names")
+        raise UserError(f"{path} holds no sections; see {example} for their names")
     return content
 
 
@@ -145,6 +153,15 @@ def _overlay(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
 def _flag(override: str) -> str:
     """An override as messages show it."""
     return f"-set {override if len(override) <= 200 else override[:197] + '...'}"
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``Section.Key`` -> value of every key of a config."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping)
+        found |= leaves(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -217,9 +234,9 @@ def load_config(
         UserError: a file is missing, a key unknown, a type wrong or a value impossible.
     """
     path, overrides = find_config(path), list(overrides)
-    content = _read(path)
+    content = read_yaml(path)
     if defaults is not None:
-        content = _overlay(_read(CONFIG_ROOT / defaults), content)
+        content = _overlay(read_yaml(CONFIG_ROOT / defaults), content)
     config = _validate(content, str(path))
     for override in overrides:
         content = _overlay(content, _parse_override(override))

@@ -6,12 +6,11 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pwm_core.config_file import load_config
+from pwm_core.config_file import leaves, load_config
 from pwm_core.paths import CONFIG_ROOT
 
 IGNORED = (
@@ -38,13 +37,9 @@ MOST_SHOWN = 2
 """Changes of a config that are named; of one with more, a short hash is."""
 
 
-def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(``Section.Key``, value) of what tells configs apart."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        elif prefix + key not in IGNORED:
-            yield prefix + key, value
+def telling(config: dict[str, Any]) -> dict[str, Any]:
+    """``Section.Key`` -> value of the keys that tell configs apart."""
+    return {key: value for key, value in leaves(config).items() if key not in IGNORED}
 
 
 @functools.cache
@@ -94,7 +89,7 @@ def config_name(domain: str, config: dict[str, Any]) -> ConfigName:
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     """The leaves of a config; the replay's length matters where it is shorter than the run."""
-    own = dict(leaves(config))
+    own = telling(config)
     steps = own.pop(STEPS, None)
     if steps is not None and own.get(BUFFER, 0) >= steps:
         own[BUFFER] = "whole run"
@@ -114,5 +109,5 @@ def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _digest(leaves: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:4]
+def _digest(keys: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:4]

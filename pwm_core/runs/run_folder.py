@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from pwm_core.config import Config
-from pwm_core.config_file import dump_config, load_config
+from pwm_core.config_file import dump_config, leaves, load_config
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import LogDir, find_logdir
 from pwm_core.runs.checkpoint import ResumePoints
@@ -55,15 +55,6 @@ def _check_name(name: str) -> str:
             "which separates a run from an evaluation setting in the names of score files"
         )
     return name
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(``Section.Key``, value) of every key of a config."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _at(tree: dict[str, Any], key: str) -> Any:
@@ -177,7 +168,7 @@ class RunFolder:
         before, now = self.config(defaults).model_dump(), config.model_dump()
         was, trained = self.metadata(), max(self.steps(), default=0)
         pairs = [(key, was.get(key), metadata[key]) for key in ("domain", "task")]
-        pairs += [(key, old, _at(now, key)) for key, old in _leaves(before)]
+        pairs += [(key, old, _at(now, key)) for key, old in leaves(before).items()]
 
         def allowed(key: str, old: Any, new: Any) -> bool:
             grows = key in EXTENDABLE and new > old

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pwm_core.config import REPOSITORY, Config
-from pwm_core.config_file import dump_config, load_config
+from pwm_core.config_file import dump_config, leaves, load_config
 from pwm_core.errors import UserError
 from tests.helpers_processes import no_longer_than
 
@@ -131,15 +131,6 @@ def value_of(config: Config, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part)
     return value
-
-
-def leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and values."""
-    found: dict[str, Any] = {}
-    for key, value in section.items():
-        nested = isinstance(value, dict)
-        found |= leaves(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return found
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

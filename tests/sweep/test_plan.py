@@ -16,12 +16,13 @@ import pytest
 import yaml
 
 from pwm_core.config import REPOSITORY
+from pwm_core.domain import domain_names as names
+from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
 from pwm_core.runs import run_folder
 from pwm_core.training import evaluation
 from sweep import schema
 from sweep.__main__ import main
-from sweep.domains import find_domain, names
 from sweep.estimate import measured_disk, measured_speed
 from sweep.places import Places, project_places
 from sweep.plan import Plan, make_plan, other_settings
