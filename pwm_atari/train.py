@@ -17,9 +17,6 @@ ATARI = make_domain(
     "atari",
     example_task="ALE/Pong-v5",
     env_bytes=lambda config: 1_300_000,
-    title="Atari",
-    score_name="game score",
-    short_task=lambda task: task.removeprefix("ALE/").removesuffix("-v5"),
     benchmark=BENCHMARK,
 )
 

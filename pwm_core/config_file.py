@@ -142,15 +142,20 @@ def _overlay(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+def _flag(override: str) -> str:
+    """An override as messages show it."""
+    return f"-set {override if len(override) <= 200 else override[:197] + '...'}"
+
+
 def _parse_override(text: str) -> dict[str, Any]:
     """``Section.Key=value`` -> nested mapping."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"-set {text}: write Section.Key=value, as Models.Gamma=0.99")
+        raise UserError(f"{_flag(text)}: write Section.Key=value, as Models.Gamma=0.99")
     try:
         nested: Any = yaml.load(value, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"-set {text}: the value is not valid YAML") from None
+        raise UserError(f"{_flag(text)}: the value is not valid YAML") from None
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return nested
@@ -218,9 +223,9 @@ def load_config(
     config = _validate(content, str(path))
     for override in overrides:
         content = _overlay(content, _parse_override(override))
-        config = _validate(content, f"-set {override}")
+        config = _validate(content, _flag(override))
     for key, need in _impossible(config):  # after all of them: keys that go together may change
-        named = [f"-set {text}" for text in overrides if text.partition("=")[0].strip() == key]
+        named = [_flag(text) for text in overrides if text.partition("=")[0].strip() == key]
         raise UserError(
             f"{[str(path), *named][-1]}: {key} = {_value(config, key)} is impossible: it {need}"
         )

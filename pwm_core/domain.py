@@ -1,4 +1,4 @@
-"""What a domain tells the shared code about itself."""
+"""The interface between a domain and the shared code."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ class Benchmark:
         lists: named lists of short names; ``all`` is the whole benchmark.
         full_name: short or full name -> the full one.
         short_name: short or full name -> the short one.
+        title: what people call it, for reports.
+        score_name: what an episode's return is called.
+        frame_name: what ``FrameSkip`` counts, in the plural.
+        full_score: the most that an episode can return, which scores are divided by; None where
+            published random and human scores normalise them.
         budget: short name and observation type -> the benchmark's environment steps (frames,
             simulator steps), or None where the full config says how long a run is.
     """
@@ -38,35 +43,33 @@ class Benchmark:
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     full_name: Callable[[str], str] = lambda task: task
     short_name: Callable[[str], str] = lambda task: task
+    title: str = ""
+    score_name: str = "return"
+    frame_name: str = "frames"
+    full_score: float | None = None
     budget: Callable[[str, str], int | None] = lambda task, obs_type: None
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A family of environments and how PaMoRL meets it.
+    """A family of environments, and the parts of PaMoRL that are special to it.
 
     Attributes:
         name: the package is ``pwm_<name>``; also in messages, score files and the tracker.
-        defaults: the domain's full config, the base of every other.
-        example_task: a task's name, for the help text.
-        check_task: raises UserError for a task or a config that the domain does not know.
+        defaults: path of the domain's full config, on which its other configs are based.
+        example_task: name of a task, for the help text.
+        check_task: raises UserError for a task or a config that the domain does not support.
         make_env: (config, task, number of environments, seed) -> the environments.
-        transition: (config, environments) -> what the replay stores.
+        transition: (config, environments) -> the fields that the replay stores.
         make_world_model: (config, environments) -> the world model.
         make_actor_critic: (config, environments) -> actor and critic.
         protocol: (config) -> the protocol's settings, for the score files.
-        quick_task: what ``./train.sh`` trains on when no task is named; None: ``example_task``.
-        env_bytes: (config) -> bytes of memory that one more environment takes; measured.
-        resolve: (config, task) -> the config with what depends on the task filled in.
+        quick_task: the task of ``./train.sh`` when none is named; None means ``example_task``.
+        env_bytes: (config) -> bytes of memory that one more environment takes, as measured.
+        resolve: (config, task) -> the config after filling in the settings that depend on the task.
         add_arguments: adds the domain's own flags.
-        overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
-        title: what people call it, for reports.
-        score_name: what an episode's return is called.
-        frame_name: what ``FrameSkip`` counts, in the plural.
-        full_score: the most that an episode can return, which scores are divided by; None where
-            published random and human scores normalise them.
-        short_task: (task) -> its name in published tables.
-        benchmark: the tasks it is measured on, for sweeps.
+        overrides: (parsed arguments) -> the ``-set`` overrides that those flags stand for.
+        benchmark: the tasks that the domain is measured on, for sweeps and reports.
     """
 
     name: str
@@ -84,11 +87,6 @@ class Domain:
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     overrides: Callable[[argparse.Namespace], list[str]] = lambda arguments: []
     benchmark: Benchmark = field(default_factory=Benchmark)
-    title: str = ""
-    score_name: str = "return"
-    frame_name: str = "frames"
-    full_score: float | None = None
-    short_task: Callable[[str], str] = lambda task: task
 
 
 def make_domain(name: str, **special: Any) -> Domain:

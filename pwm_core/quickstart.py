@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from pwm_core.cli import eval_arguments, read_config, run_command, train_parser
 from pwm_core.domain import Domain, check_task, domain_names, find_domain
 from pwm_core.errors import UserError
-from pwm_core.paths import CONFIG_ROOT, LogDir, find_logdir
+from pwm_core.paths import CONFIG_ROOT, REPOSITORY, LogDir, find_logdir
 
 if TYPE_CHECKING:
     from pwm_core.config import Config
@@ -192,13 +192,16 @@ def evaluate(argv: Sequence[str]) -> None:
 
 
 def _domain_of_run(flags: Sequence[str]) -> str | None:
-    """The domain that ``run.json`` of the named run tells; None where that cannot be read."""
+    """The domain that ``run.json`` of the named run, or of a published agent of that name, tells;
+    None where that cannot be read."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-n", "-run_name", dest="name")
     parser.add_argument("-logdir")
     try:
         known = parser.parse_known_args(flags)[0]
-        about = find_logdir(known.logdir).runs / (known.name or "") / "run.json"
+        places = find_logdir(known.logdir).runs, REPOSITORY / "pretrained" / "ckpt"
+        abouts = [runs / (known.name or "") / "run.json" for runs in places]
+        about = next((path for path in abouts if path.is_file()), abouts[0])
         return json.loads(about.read_text(encoding="utf-8"))["domain"]
     except (argparse.ArgumentError, OSError, ValueError, KeyError, TypeError):
         return None  # what is wrong is reported when the flags are parsed, and the run is opened

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from pwm_core.domain import find_domain
 from results.curves import Curve, over_seeds
-from results.domains import find_domain
 from results.panels import Findings, Panel
 from results.scores import Conditions, Score
 from results.style import GREY, INK
@@ -33,7 +33,7 @@ def draw_curves(panel: Panel, findings: Findings) -> Figure:
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(width, 2.5 * rows + 0.3), squeeze=False, layout="constrained"
     )
-    domain = find_domain(panel.benchmark)
+    domain = find_domain(panel.benchmark).benchmark
     labels: set[str] = set()
     for axis, (task, groups) in zip(axes.flat, curves.items(), strict=False):
         for conditions, seeds in groups.items():
@@ -110,7 +110,7 @@ def caption(panel: Panel) -> str:
     many = {len(seeds) for groups in panel.curves.values() for seeds in groups.values()}
     low, high = min(many), max(many)
     number = f"{low} to {high}" if low < high else f"{low}"
-    frames = find_domain(panel.benchmark).frame_name
+    frames = find_domain(panel.benchmark).benchmark.frame_name
     return (
         f"Returns of training episodes against {frames} (the action repeat counted), {number} "
         f"seed{'s' * (high > 1)} a setting. Thick: mean over seeds; shaded: from the lowest to the "

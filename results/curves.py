@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
 from pwm_core.plot import read_metrics
-from results.domains import find_domain
 from results.scores import SEPARATOR, Conditions, conditions_of
 
 POINTS = 40
@@ -76,7 +76,7 @@ def _read(name: str, path: Path, read_about: Any, problems: list[str]) -> Curve 
         about, config = read_about()
         task, skip = about["task"], config["BasicSettings"]["FrameSkip"]
         conditions = conditions_of(about, about["protocol"], config)
-        short, seed = find_domain(about["domain"]).short_task(task), int(about["seed"])
+        short, seed = find_domain(about["domain"]).benchmark.short_name(task), int(about["seed"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, UserError) as error:
         problems.append(f"{path}: no curve: what is beside it does not tell the run: {error}")
         return None

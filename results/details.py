@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from pwm_core.domain import find_domain
 from results.aggregates import METRICS, Matrix, make_matrix
-from results.domains import find_domain
 from results.headline import budget_groups, in_order, random_scores
 from results.panels import SAME, Findings, Panel, same_protocol
 from results.scores import Conditions, Score
@@ -202,7 +202,7 @@ def made_table(panel: Panel, findings: Findings) -> Shown:
                 count(float(np.mean(minutes))) if minutes else count(None),
                 counts(cores) if cores else count(None),
             ])  # fmt: skip
-    frames = find_domain(panel.benchmark).frame_name
+    frames = find_domain(panel.benchmark).benchmark.frame_name
     head = ["task", "setting", "model", "action repeat", frames, "seeds", "evaluation",
             "minutes a run", "threads"]  # fmt: skip
     return simple(f"{panel.title}: how our numbers were made", head, rows, words={0, 1, 2, 6})
@@ -267,7 +267,8 @@ def published_tables(findings: Findings) -> list[Shown]:
              row.source]
             for row in frame[frame.benchmark == benchmark].itertuples()
         ]  # fmt: skip
-        title = f"{find_domain(benchmark).title}: published {findings.normalise.unit(benchmark)}"
+        title = find_domain(benchmark).benchmark.title
+        title += f": published {findings.normalise.unit(benchmark)}"
         head = ["method", "tasks", "mean", "median", "protocol", "source"]
         found.append(simple(title + " over all tasks of each table", head, rows, words={0, 4, 5}))
     return found
@@ -280,7 +281,7 @@ def times_tables(findings: Findings, times: pd.DataFrame) -> list[Shown]:
         if benchmark in {panel.benchmark for panel in findings.panels}:
             columns = [column for column in part if column != "benchmark"]
             rows = [[str(v) for v in row] for row in part[columns].itertuples(index=False)]
-            title = f"{find_domain(benchmark).title}: published training times"
+            title = f"{find_domain(benchmark).benchmark.title}: published training times"
             found.append(simple(title, columns, rows, words=set(range(len(columns)))))
     return found
 

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pwm_core.domain import find_domain
 from results.aggregates import METRICS
-from results.domains import find_domain
 from results.headline import main_settings, random_scores
 from results.panels import Findings, Panel
 from results.settings import Result
@@ -42,7 +42,7 @@ def drawn_methods(panel: Panel, findings: Findings) -> Iterator[Method]:
 
 def scaled(panel: Panel, findings: Findings, scores: pd.Series) -> pd.Series:
     """Scores that share an axis: as they are where tasks have one scale, else normalised."""
-    if find_domain(panel.benchmark).full_score is not None:
+    if find_domain(panel.benchmark).benchmark.full_score is not None:
         return scores
     return pd.Series(
         {task: findings.normalise(panel.benchmark, task, value) for task, value in scores.items()},
@@ -52,7 +52,7 @@ def scaled(panel: Panel, findings: Findings, scores: pd.Series) -> pd.Series:
 
 def axis_name(panel: Panel, findings: Findings) -> str:
     """What :func:`scaled` gives."""
-    domain = find_domain(panel.benchmark)
+    domain = find_domain(panel.benchmark).benchmark
     if domain.full_score is not None:
         return f"{domain.score_name} (at most {domain.full_score:g})"
     return findings.normalise.unit(panel.benchmark)
@@ -84,7 +84,7 @@ def draw_headline(panel: Panel, findings: Findings) -> Figure:
     axis.set_ylim(len(tasks) - 0.4, min(places.values()) - 0.6)
     axis.set_xlabel(axis_name(panel, findings))
     axis.grid(axis="x")
-    if find_domain(panel.benchmark).full_score is None and axis.dataLim.x1 > FAR:
+    if find_domain(panel.benchmark).benchmark.full_score is None and axis.dataLim.x1 > FAR:
         axis.set_xscale("symlog", linthresh=1)
     handles, labels = axis.get_legend_handles_labels()
     ours = len(settings)  # drawn last, named first
@@ -129,7 +129,7 @@ def _draw_ours(
 
 def scaled_values(panel: Panel, findings: Findings, task: str, values: list[float]) -> list[float]:
     """As :func:`scaled`, of one task."""
-    if find_domain(panel.benchmark).full_score is not None:
+    if find_domain(panel.benchmark).benchmark.full_score is not None:
         return values
     return [float(findings.normalise(panel.benchmark, task, value)) for value in values]
 

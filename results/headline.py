@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from results.domains import find_domain
+from pwm_core.domain import find_domain
 from results.panels import SAME, Findings, Panel
 from results.published import Table
 from results.scores import Conditions
@@ -116,7 +116,9 @@ def headline_table(panel: Panel, findings: Findings) -> Shown:
         strong |= _add_means(rows, title, panel.tasks, columns)
     notes = [*_notes(panel, findings)]
     notes += [f"{mark[p] + ' ' if len(mark) > 1 else ''}{_sentence(p)}" for p in protocols]
-    caption = f"{find_domain(panel.benchmark).score_name.capitalize()} of the last checkpoint"
+    caption = (
+        f"{find_domain(panel.benchmark).benchmark.score_name.capitalize()} of the last checkpoint"
+    )
     return Shown(caption, [groups, methods], rows, notes, strong, marked)
 
 
@@ -173,7 +175,7 @@ def _means(
 
 def _notes(panel: Panel, findings: Findings) -> Iterator[str]:
     """What ours are: seeds, budget, evaluation, action repeat; and what random play is."""
-    domain = find_domain(panel.benchmark)
+    domain = find_domain(panel.benchmark).benchmark
     for conditions in main_settings(panel):
         results = panel.results[conditions].values()
         seeds = counts({len(r.values) for r in results}, "seed")
@@ -199,7 +201,7 @@ def summary(panel: Panel, findings: Findings) -> str:
     """How good, against whom, on how many seeds, in a few sentences."""
     if not panel.results:
         return "There are learning curves but no scores yet."
-    (conditions, *_), domain = main_settings(panel), find_domain(panel.benchmark)
+    (conditions, *_), domain = main_settings(panel), find_domain(panel.benchmark).benchmark
     results = panel.results[conditions]
     seeds = counts({len(r.values) for r in results.values()}, "seed")
     known = sum(len(table.frames) for table in panel.tables[:1])

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
 from results.curves import Curve, by_task, read_curves
-from results.domains import title_of
 from results.published import Normaliser, RandomPlay, Table, read_published
 from results.scores import Conditions, Score, read_scores
 from results.settings import (
@@ -135,7 +135,7 @@ def _panels(
         beside = [table for table in tables if table.name in fitting]
         only = next((table for table in beside if table.panel), None)
         ours = {c: results[c] for c in members if c in results}
-        title, key = title_of(benchmark), benchmark
+        title, key = find_domain(benchmark).benchmark.title, benchmark
         if only:
             title += f", {only.panel}"
             key = "_".join([benchmark, *map(str, only.only.values())])

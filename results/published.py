@@ -9,9 +9,9 @@ import pandas as pd
 import pydantic
 import yaml
 
+from pwm_core.config import REPOSITORY
+from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
-from pwm_core.paths import REPOSITORY
-from results.domains import find_domain
 
 FOLDER = REPOSITORY / "eval_result" / "published"
 REFERENCES = ("Random", "Human")
@@ -120,13 +120,13 @@ class Normaliser:
     def unit(self, benchmark: str) -> str:
         """What a normalised score is called."""
         domain = find_domain(benchmark)
-        if domain.full_score is not None:
-            return f"{domain.score_name} / {domain.full_score:g}"
+        if domain.benchmark.full_score is not None:
+            return f"{domain.benchmark.score_name} / {domain.benchmark.full_score:g}"
         return self._units.get(benchmark, "normalised score")
 
     def __call__(self, benchmark: str, task: str, score: Any) -> Any:
         """``score`` (a number or an array) of one task; NaN where references are not known."""
-        full = find_domain(benchmark).full_score
+        full = find_domain(benchmark).benchmark.full_score
         if full is not None:
             return score / full
         references = self._references.get(benchmark)

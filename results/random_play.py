@@ -20,31 +20,15 @@ import pandas as pd
 from pwm_core.cli import Parser, run_command
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
-from pwm_core.domain import Domain
-from pwm_core.envs import VectorEnv
+from pwm_core.domain import Domain, find_domain
 from pwm_core.paths import find_logdir
 from pwm_core.runs.files import write_text
 from pwm_core.runtime import git_commit, versions
 from pwm_core.training.episode_videos import SIZE, Episode, film
-from pwm_core.training.evaluation import play
-from results.domains import find_domain
+from pwm_core.training.evaluation import RandomAgent, play
 
 FOLDER = find_logdir().scores / "random"
 KEYS = ["task", "frame_skip"]
-
-
-class RandomAgent:
-    """Has the part of an agent that :func:`pwm_core.training.evaluation.play` needs."""
-
-    def __init__(self, env: VectorEnv, seed: int) -> None:
-        self._env, self._rng = env, np.random.default_rng(seed)
-
-    def initial_state(self, size: int) -> None:
-        """It remembers nothing."""
-
-    def act(self, obs: np.ndarray, is_first: np.ndarray, state: None, **_: bool) -> np.ndarray:
-        """Uniform actions for all environments, whatever was observed."""
-        return VectorEnv.random_actions(self._env, self._rng)
 
 
 def measure(domain: Domain, config: Config, task: str, episodes: int, seed: int) -> list[Episode]:
@@ -66,7 +50,7 @@ def record(domain: Domain, config: Config, task: str, seed: int, episode: Episod
     shape = (SIZE, SIZE, basic.ObsShape[2])
     shown = basic.model_copy(update={"ObsType": "visual", "ObsShape": shape})
     visual = config.model_copy(update={"BasicSettings": shown})
-    path = FOLDER / f"{domain.short_task(task)}.mp4"
+    path = FOLDER / f"{domain.benchmark.short_name(task)}.mp4"
     for line in film(lambda n: domain.make_env(visual, task, n, seed), [episode], [path]):
         print(f"warning: {line}")
     return path
@@ -112,7 +96,11 @@ def main() -> None:
             domain.check_task(config, task)
             played = measure(domain, config, task, episodes, arguments.seed)
             returns = [episode.episode_return for episode in played]
-            row = {"task": domain.short_task(task), "frame_skip": repeat, "episodes": episodes}
+            row = {
+                "task": domain.benchmark.short_name(task),
+                "frame_skip": repeat,
+                "episodes": episodes,
+            }
             row |= {"mean": np.mean(returns), "std": np.std(returns)}
             add_rows(FOLDER / f"{domain.name}.csv", [row])
             print(f"{task}, action repeat {repeat}: {np.mean(returns):.1f} ({episodes} episodes)")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
-from results.domains import find_domain
 from results.names import config_name
 
 FIRST_COLUMNS = ["step", "frames", "mean", "std"]
@@ -176,7 +176,7 @@ def _score(path: Path, rows: tuple[Row, ...], episodes: int, about: dict[str, An
     seconds = _content(timed).get("seconds") if timed.is_file() else None
     return Score(
         run=run,
-        task=find_domain(about["domain"]).short_task(about["task"]),
+        task=find_domain(about["domain"]).benchmark.short_name(about["task"]),
         seed=int(training["seed"]),
         conditions=conditions_of(about, protocol, config),
         evaluation=evaluation,

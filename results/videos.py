@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import tempfile
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pwm_core.runs.mp4 import FRAMES_PER_SECOND, VideoWriter
+from pwm_core.runs.mp4 import VideoWriter, read_video
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def laid_out(video: Video, problems: list[str]) -> bytes:
     if not panels:
         return content
     try:
-        frames, fps = read_video(content)
+        frames, fps = read_video(video.path)
     except (OSError, ValueError) as error:
         problems.append(f"{video.path}: shown as it is: {' '.join(str(error).split())}")
         return content
@@ -133,24 +132,10 @@ def laid_out(video: Video, problems: list[str]) -> bytes:
         return content
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
-        with VideoWriter(path, fps, least=LEAST) as writer:
+        with VideoWriter(path, fps=round(fps), least=LEAST) as writer:
             for frame in spaced:
                 writer.write(frame)
         return path.read_bytes()
-
-
-def read_video(content: bytes) -> tuple[np.ndarray, int]:
-    """All frames of an mp4, (T, H, W, 3) uint8, and how many there are in a second.
-
-    Raises:
-        OSError, ValueError: it is no video.
-    """
-    import av
-
-    with av.open(io.BytesIO(content)) as container:
-        rate = container.streams.video[0].average_rate
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    return np.stack(frames), round(rate or FRAMES_PER_SECOND)
 
 
 def space(frames: np.ndarray, kind: str) -> np.ndarray | None:

@@ -59,10 +59,10 @@ class Slot:
 def command(run: Run, work: Work, stage: str) -> list[str]:
     """``train.py`` or ``eval.py`` of the run's domain."""
     script = work.root / f"pwm_{run.domain}" / f"{stage}.py"
-    flags = ["-n", run.name, "-env_name", run.env_name, "-seed", str(run.seed)]
-    flags += ["-config_path", run.config, "-device", work.device]
-    flags += [part for override in run.overrides for part in ("-set", override)]
-    if stage == "train":
+    flags = ["-n", run.name, "-env_name", run.env_name, "-device", work.device]
+    if stage == "train":  # eval.py takes the run's own config
+        flags += ["-seed", str(run.seed), "-config_path", run.config]
+        flags += [part for override in run.overrides for part in ("-set", override)]
         flags += ["-resume", "-logger", work.logger]
         flags += ["-keep", str(work.keep)] if work.keep else []
     return [sys.executable, "-u", "-O", str(script), *flags]

@@ -34,6 +34,7 @@ class Record:
         began_step: the step that training went on from.
         error: the last error line.
         failures: every failure of this token: what it looked like, and the step it got to.
+        stalls: times in a row that the run was stopped at ``stalled_at``, its newest checkpoint.
     """
 
     state: str = ""
@@ -45,6 +46,8 @@ class Record:
     began_step: int = 0
     error: str = ""
     failures: list[dict[str, Any]] = field(default_factory=list)
+    stalls: int = 0
+    stalled_at: int = -1
 
 
 @dataclass(frozen=True)

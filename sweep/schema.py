@@ -42,7 +42,7 @@ def _no_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
         raise ValueError("at least one entry is needed")
     for value in values:
         if values.count(value) > 1:
-            raise ValueError(f"{value} is given twice")
+            raise ValueError(f"it holds {value} twice")
     return values
 
 

@@ -25,6 +25,9 @@ PAUSE = 0.1
 """Seconds between two looks at the children."""
 RETRY_PAUSE = 2.0
 """Seconds before a run is tried again, times its failures so far."""
+MOST_STALLS = 10
+"""Times in a row that a run may be stopped without a new checkpoint, as by a time limit that is
+shorter than its start."""
 STRAY_PAUSE = 2.0
 """How long after a child that a signal ended the same signal may reach the supervisor."""
 
@@ -150,6 +153,10 @@ class Supervisor:
         record = self.records.read(name)
         if record.token != self.work.token:
             record = Record(token=self.work.token)
+        elif record.state == "failed":  # before this job was queued again
+            claim.close()
+            self.outcome.failed.append(name)
+            return
         record.sweep, record.where = self.work.sweep, self.where
         active = Active(waiting.run, self._free.pop(0), claim, record)
         active.busy_since = waiting.busy_since
@@ -243,8 +250,17 @@ class Supervisor:
         self.say(f"{active.run.name}: done{'' if began else ' already'}")
 
     def _leave(self, active: Active) -> None:
-        active.record.state = "stopped"
-        self.outcome.left.append(active.run.name)
+        """The run was stopped; it goes on in another process."""
+        record, points = active.record, self.work.places.points(active.run.name)
+        reached = points[-1] if points else 0
+        record.stalls = record.stalls + 1 if reached == record.stalled_at else 0
+        record.stalled_at, record.state = reached, "stopped"
+        left = self.outcome.left
+        if record.stalls >= MOST_STALLS:
+            record.state, left = "failed", self.outcome.failed
+            record.error = f"stopped {MOST_STALLS} times without a checkpoint after step {reached}"
+            self.say(f"{active.run.name}: given up: {record.error}; a longer time limit may help")
+        left.append(active.run.name)
         self._release(active)
 
     def _failed(self, active: Active, status: int, line: str) -> None:

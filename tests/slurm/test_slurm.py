@@ -13,7 +13,9 @@ from tests.helpers_runs import RunTree, assert_same_run, last_step, wait_for
 from tests.helpers_sweeps import ATARI, DMC, SweepTree, uninterrupted
 from tests.slurm.cluster import Cluster
 
-GAME_STEPS, TASK_STEPS, LONG_STEPS = 420, 1200, 4000
+GAME_STEPS, TASK_STEPS, LONG_STEPS, PACK_STEPS = 420, 600, 3200, 2400
+LONG = {"JointTrainAgent.SampleMaxSteps": LONG_STEPS, "JointTrainAgent.TrainModelEverySteps": 1}
+"""Overrides of a run that takes longer than the time limit of a minute."""
 
 
 def wait_until_over(cluster: Cluster, seconds: float) -> None:
@@ -31,10 +33,10 @@ def test_jobs_that_are_interrupted_go_on_exactly(
     """Two games x two seeds and two tasks: one queued again by hand, one into its time limit, one
     killed, and the node taken down under all of them."""
     games = sweeps.write("games", ATARI, GAME_STEPS, tasks=["Pong", "Boxing"], seeds=[1, 2])
-    limit = {"time": 1, "warning": 20}
+    limit = {"time": 1, "warning": 10}
     tasks = sweeps.write(
         "tasks", DMC, TASK_STEPS, tasks=["cartpole_balance", "reacher_easy"], resources=limit,
-        per_task={"reacher_easy": {"overrides": {"JointTrainAgent.SampleMaxSteps": LONG_STEPS}}},
+        per_task={"reacher_easy": {"overrides": LONG}},
     )  # fmt: skip
     assert "submitted 4 jobs" in sweeps.sweep(games)
     assert "submitted 2 jobs" in sweeps.sweep(tasks)
@@ -65,35 +67,64 @@ def test_jobs_that_are_interrupted_go_on_exactly(
         assert_same_run(sweeps.run(f"{task}-seed1"), whole)
     sweeps.assert_done("cartpole_balance-seed1", TASK_STEPS, frame_skip=8)
     sweeps.assert_done("reacher_easy-seed1", LONG_STEPS, frame_skip=8)
-    whole = uninterrupted(tree, DMC, "reacher_easy", 1, LONG_STEPS)
+    base = {**DMC, "overrides": {**DMC["overrides"], **LONG}}
+    whole = uninterrupted(tree, base, "reacher_easy", 1, LONG_STEPS)
     assert_same_run(sweeps.run("reacher_easy-seed1"), whole)
     logs = sweeps.root.glob("ckpt/.sweeps/tasks/*/*_log.out")
     assert any("the job is queued again" in path.read_text() for path in logs)
 
 
 @pytest.mark.slow
-def test_jobs_are_packed_cancelled_started_again_and_given_up(
-    cluster: Cluster, sweeps: SweepTree
+def test_jobs_are_packed_cancelled_killed_and_given_up(
+    cluster: Cluster, sweeps: SweepTree, tree: RunTree
 ) -> None:
-    """Two runs in one job, one of which cannot work; cancelled, and given again."""
-    keys = {"tasks": ["cartpole_balance", "cup_catch"], "resources": {"runs_per_job": 2}}
-    broken = {"cup_catch": {"overrides": {"BasicSettings.Threads": 10**8}}}
-    file = sweeps.write("pack", DMC, TASK_STEPS, per_task=broken, **keys)
+    """Two runs in one job, one of which cannot work; the job is cancelled and its successor killed,
+    and the same command goes on each time."""
+    tasks = ["cartpole_balance", "cup_catch"]
+    broken = {"cup_catch": {"overrides": {"Models.WorldModel.Scan": "triton"}}}
+    file = sweeps.write(
+        "pack", DMC, PACK_STEPS, tasks=tasks, per_task=broken, resources={"runs_per_job": 2}
+    )
     assert "submitted 1 jobs" in sweeps.sweep(file)
     wait_for(lambda: sweeps.has_point("cartpole_balance-seed1"), 120)
     wait_for(lambda: sweeps.record("cup_catch-seed1").get("state") == "failed", 60)
     text = sweeps.sweep(file, "--status")
     assert "1 running, 1 failed" in text
+    assert "train: error: Models.WorldModel.Scan" in text
     assert "cancelled 1 Slurm jobs" in sweeps.sweep(file, "--cancel")
     wait_until_over(cluster, 60)
     assert sweeps.record("cartpole_balance-seed1")["state"] == "stopped"
     assert "1 failed, 1 stopped" in sweeps.sweep(file, "--status")
 
-    text = sweeps.sweep(file, "--only", "cartpole*")
-    assert "1 stopped; submitted 1 jobs" in text
-    wait_until_over(cluster, 120)
-    sweeps.assert_done("cartpole_balance-seed1", TASK_STEPS, frame_skip=8)
-    assert "going on from step" in sweeps.log("cartpole_balance-seed1")
+    assert "1 stopped; submitted 1 jobs" in sweeps.sweep(file, "--only", "cartpole*")
+    wait_for(lambda: "going on from step" in sweeps.log("cartpole_balance-seed1"), 60)
+    cluster.ask(
+        "scancel", "--signal=KILL", "--full", sweeps.ticket("cartpole_balance-seed1")["job"]
+    )
+    wait_until_over(cluster, 60)
+    assert "1 stopped; submitted 1 jobs" in sweeps.sweep(file, "--only", "cartpole*")
+    wait_until_over(cluster, 200)
+    sweeps.assert_done("cartpole_balance-seed1", PACK_STEPS, frame_skip=8)
+    whole = uninterrupted(tree, DMC, "cartpole_balance", 1, PACK_STEPS)
+    assert_same_run(sweeps.run("cartpole_balance-seed1"), whole)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_preempted_is_warned_and_goes_on_exactly(
+    cluster: Cluster, sweeps: SweepTree, tree: RunTree
+) -> None:
+    file = sweeps.write(
+        "spare", DMC, PACK_STEPS, tasks="cartpole_balance", resources={"partition": "spare"}
+    )
+    sweeps.sweep(file)
+    wait_for(lambda: sweeps.has_point("cartpole_balance-seed1"), 120)
+    cluster.ask("sbatch", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 1")
+    wait_until_over(cluster, 200)
+    sweeps.assert_done("cartpole_balance-seed1", PACK_STEPS, frame_skip=8)
+    (log,) = sweeps.root.glob("ckpt/.sweeps/spare/*/*_log.out")
+    assert "the job is queued again" in log.read_text()
+    whole = uninterrupted(tree, DMC, "cartpole_balance", 1, PACK_STEPS)
+    assert_same_run(sweeps.run("cartpole_balance-seed1"), whole)
 
 
 @pytest.mark.parametrize(
