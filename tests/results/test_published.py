@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
-from results.domains import find_domain
 from results.published import RandomPlay, Table
 from tests.results.folders import BY_NAME, NORMALISE, PUBLISHED
 
@@ -87,9 +87,9 @@ def test_human_normalised_score() -> None:
 
 
 def test_tasks_have_the_names_of_the_published_tables() -> None:
-    assert find_domain("atari").short_task("ALE/Pong-v5") == "Pong"
+    assert find_domain("atari").benchmark.short_name("ALE/Pong-v5") == "Pong"
     for task in ("ball_in_cup_catch", "cup_catch"):
-        assert find_domain("dmc").short_task(task) == "cup_catch"
+        assert find_domain("dmc").benchmark.short_name(task) == "cup_catch"
 
 
 def test_random_play_is_measured_or_published(tmp_path: Path) -> None:

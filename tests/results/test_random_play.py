@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from pwm_core import cli
+from pwm_core.domain import find_domain
 from pwm_core.training.evaluation import standard_error
 from results import random_play
-from results.domains import find_domain
 from results.random_play import main, measure
 
 
