@@ -25,7 +25,7 @@ def write(path: Path, frames: np.ndarray) -> None:
 def tile(frames: np.ndarray, panel: int, i: int) -> np.ndarray:
     """A tile of the spaced video together with its frame."""
     y, x = (GAP + k * (SIZE + GAP) for k in (panel, i))
-    edge = GAP // 2
+    edge = GAP // 4
     return frames[:, y - edge : y + SIZE + edge, x - edge : x + SIZE + edge]
 
 
@@ -39,7 +39,7 @@ def test_tiles_are_set_apart_and_imagined_ones_framed() -> None:
     assert spaced.shape == (2, 3 * (SIZE + GAP) + GAP, 2 * (SIZE + GAP) + GAP, 3)
     for panel in range(3):
         for i in range(2):
-            found, edge = tile(spaced, panel, i), GAP // 2
+            found, edge = tile(spaced, panel, i), GAP // 4
             original = frames[:, panel * SIZE : (panel + 1) * SIZE, i * SIZE : (i + 1) * SIZE]
             np.testing.assert_array_equal(found[:, edge:-edge, edge:-edge], original)
             for step in range(2):
@@ -70,7 +70,9 @@ def test_videos_of_another_layout_stay_as_they_are(tmp_path: Path) -> None:
 def test_a_video_keeps_its_frames_and_their_rate(tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     write(path, np.zeros((7, 3 * 64, 2 * 64, 3), np.uint8))
-    frames, rate = read_video(laid_out(Video("run", "comparison", 1, path), []))
+    anew = tmp_path / "anew.mp4"
+    anew.write_bytes(laid_out(Video("run", "comparison", 1, path), []))
+    frames, rate = read_video(anew)
     assert (len(frames), rate) == (7, 5)
     assert min(frames.shape[1:3]) >= 256
 
