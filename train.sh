@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Train and evaluate PaMoRL from nothing: makes .venv, installs, trains, evaluates, draws the curve.
 #
-#   ./train.sh                                      Pong, tiny config on a CPU, full one on CUDA
+#   ./train.sh                      a cartpole, tiny config on a CPU, full one on CUDA
+#   ./train.sh atari                Pong
 #   ./train.sh atari -env_name ALE/Boxing-v5 -seed 3 ...     any flag of train.py
-#   ./train.sh dmc                                  cartpole_balance from proprioception
 #   ./train.sh -resume                              the newest unfinished run of the same flags
 . "$(dirname "${BASH_SOURCE[0]}")/scripts/install.sh" requirements.txt
 cd "$caller"

@@ -86,7 +86,7 @@ class BasicSettings(_Section):
     network down far less."""
     FrameSkip: Annotated[int | Literal["task"], BeforeValidator(_count_or_task)]
     """Emulator frames or simulator steps per agent step. DeepMind Control also takes ``task``: what
-    pwm_dmc.envs.ACTION_REPEATS says of the task; a run's own config then holds that number."""
+    pwm_dmc.action_repeat says of the task; a run's own config then holds that number."""
     Protocol: str
     """The named evaluation protocol of the domain, written into every score file."""
 

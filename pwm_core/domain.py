@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,36 @@ if TYPE_CHECKING:
     from pwm_core.models.actor_critic import ActorCritic
     from pwm_core.models.world_model import WorldModel
     from pwm_core.training.replay_buffer import TransitionSpec
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The tasks that a domain is measured on.
+
+    A short name, such as ``Pong``, is what sweeps and run names use; the full one, such as
+    ``ALE/Pong-v5``, is what ``-env_name`` takes.
+
+    Attributes:
+        lists: named lists of short names; ``all`` is the whole benchmark.
+        full_name: short or full name -> the full one.
+        short_name: short or full name -> the short one.
+        title: what people call it, for reports.
+        score_name: what an episode's return is called.
+        frame_name: what ``FrameSkip`` counts, in the plural.
+        full_score: the most that an episode can return, which scores are divided by; None where
+            published random and human scores normalise them.
+        budget: short name and observation type -> the benchmark's environment steps (frames,
+            simulator steps), or None where the full config says how long a run is.
+    """
+
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    full_name: Callable[[str], str] = lambda task: task
+    short_name: Callable[[str], str] = lambda task: task
+    title: str = ""
+    score_name: str = "return"
+    frame_name: str = "frames"
+    full_score: float | None = None
+    budget: Callable[[str, str], int | None] = lambda task, obs_type: None
 
 
 @dataclass(frozen=True)
@@ -39,6 +69,7 @@ class Domain:
         resolve: (config, task) -> the config with what depends on the task filled in.
         add_arguments: adds the domain's own flags.
         overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
+        benchmark: the tasks it is measured on, for sweeps.
     """
 
     name: str
@@ -55,14 +86,31 @@ class Domain:
     resolve: Callable[[Config, str], Config] = lambda config, task: config
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     overrides: Callable[[argparse.Namespace], list[str]] = lambda arguments: []
+    benchmark: Benchmark = field(default_factory=Benchmark)
 
 
-def deferred(place: str) -> Callable[..., Any]:
-    """The function at ``package.module:function``, imported when it is first called.
+def make_domain(name: str, **special: Any) -> Domain:
+    """The domain of the package ``pwm_<name>``, whose modules have the names that every domain's
+    have; ``special`` are the attributes that have no default, or another value."""
+    package = f"pwm_{name}"
+    return Domain(
+        name=name,
+        defaults=f"config_files/{name}.yaml",
+        check_task=_deferred(f"{package}.envs", "check_task"),
+        make_env=_deferred(f"{package}.envs", "make_env"),
+        protocol=_deferred(f"{package}.envs", "describe_protocol"),
+        transition=_deferred(f"{package}.replay_buffer", "transition"),
+        make_world_model=_deferred(f"{package}.world_model", "make_world_model"),
+        make_actor_critic=_deferred(f"{package}.actor_critic", "make_actor_critic"),
+        **special,
+    )
 
-    Environments and networks take seconds to import, and a wrong flag is to be reported before.
+
+def _deferred(module: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of ``module``, which is imported when the function is first called.
+
+    Environments and networks take seconds to import; a wrong flag is reported before that.
     """
-    module, _, name = place.partition(":")
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         return getattr(import_module(module), name)(*arguments, **keywords)

@@ -19,6 +19,7 @@ from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir
+from pwm_core.runs import pretrained
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.score_file import ScoreFile, Settings, setting_name
 from pwm_core.runs.tracking import Wandb
@@ -105,6 +106,7 @@ def run(domain: Domain, arguments: argparse.Namespace) -> Path:
         UserError: the flags, the run or the machine do not allow it.
     """
     logdir = find_logdir(arguments.logdir)
+    pretrained.fetch(arguments.name, logdir)
     folder = RunFolder.open(arguments.name, logdir)
     own, about = folder.config(domain.defaults), folder.metadata()
     config = _evaluation_config(arguments, folder, domain, own)

@@ -4,7 +4,8 @@
     python -m pwm_core.quickstart eval [DOMAIN] [flags of eval.py]
 
 To train needs no flag at all: the domain, task, config, seed and name that are not given are chosen
-and reported. After the training comes the evaluation, and then the curves.
+and reported. After the training comes the evaluation with a video, beside what random play returns,
+and then the curves.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from typing import TYPE_CHECKING
 from pwm_core.cli import eval_arguments, read_config, run_command, train_parser
 from pwm_core.domain import Domain, check_task, domain_names, find_domain
 from pwm_core.errors import UserError
-from pwm_core.paths import CONFIG_ROOT, LogDir, find_logdir
+from pwm_core.paths import CONFIG_ROOT, REPOSITORY, LogDir, find_logdir
 
 if TYPE_CHECKING:
     from pwm_core.config import Config
     from pwm_core.runs.run_folder import RunFolder
 
-DOMAIN = "atari"
+DOMAIN = "dmc"
 """The domain when none is named."""
 SEED = 1
 """The seed when neither a flag nor a config file of the user's gives one."""
@@ -61,7 +62,7 @@ def train(argv: Sequence[str]) -> None:
     from pwm_core.train import run
 
     run(domain, arguments, config)
-    _evaluate_and_draw(domain, arguments)
+    _evaluate_and_draw(domain, arguments, config)
 
 
 def _fill_in(domain: Domain, arguments: argparse.Namespace) -> Config:
@@ -136,21 +137,40 @@ def _started(logdir: LogDir, stem: str) -> list[RunFolder]:
     return [RunFolder(name, logdir) for name in sorted(names, reverse=True)]
 
 
-def _evaluate_and_draw(domain: Domain, arguments: argparse.Namespace) -> None:
-    """Evaluate the run and draw its curves; say where everything is."""
+def _evaluate_and_draw(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
+    """Evaluate and film the run, beside random play; draw its curves; say where everything is."""
     from pwm_core import plot
     from pwm_core.eval import run
     from pwm_core.runs.run_folder import RunFolder
+    from pwm_core.runs.score_file import last_mean
 
     folder = RunFolder(arguments.name, find_logdir(arguments.logdir))
-    flags = ["-n", arguments.name, "-device", arguments.device]
+    flags = ["-n", arguments.name, "-device", arguments.device, "-video", "1"]
     flags += ["-logdir", str(arguments.logdir)] if arguments.logdir else []
-    run(domain, eval_arguments(domain, flags))
+    scores = run(domain, eval_arguments(domain, flags))
+    chance = _random_play(domain, config, arguments.env_name)
+    print(
+        f"{arguments.env_name}: the trained agent returns {last_mean(scores):.1f}, "
+        f"random play {chance:.1f}"
+    )
     curve = folder.path / "curve.png"
     plot.plot([folder.path], curve)
     print(f"curve: {curve}")
     print(f"metrics: {folder.metrics}")
     print(f"checkpoints: {folder.path / 'checkpoints'}")
+
+
+def _random_play(domain: Domain, config: Config, task: str) -> float:
+    """The mean return of as many random episodes as an evaluation plays."""
+    from pwm_core.training.evaluation import RandomAgent, evaluate
+
+    settings, seed = config.JointTrainAgent, config.BasicSettings.Seed
+    env = domain.make_env(config, task, min(settings.EvalEnvs, settings.EvalEpisodes), seed)
+    try:
+        returns = evaluate(RandomAgent(env, seed), env, settings.EvalEpisodes)
+    finally:
+        env.close()
+    return sum(returns) / len(returns)
 
 
 # ------------------------------------------------------------------------------------- evaluation
@@ -172,13 +192,16 @@ def evaluate(argv: Sequence[str]) -> None:
 
 
 def _domain_of_run(flags: Sequence[str]) -> str | None:
-    """The domain that ``run.json`` of the named run tells; None where that cannot be read."""
+    """The domain that ``run.json`` of the named run, or of a published agent of that name, tells;
+    None where that cannot be read."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-n", "-run_name", dest="name")
     parser.add_argument("-logdir")
     try:
         known = parser.parse_known_args(flags)[0]
-        about = find_logdir(known.logdir).runs / (known.name or "") / "run.json"
+        places = find_logdir(known.logdir).runs, REPOSITORY / "pretrained" / "ckpt"
+        abouts = [runs / (known.name or "") / "run.json" for runs in places]
+        about = next((path for path in abouts if path.is_file()), abouts[0])
         return json.loads(about.read_text(encoding="utf-8"))["domain"]
     except (argparse.ArgumentError, OSError, ValueError, KeyError, TypeError):
         return None  # what is wrong is reported when the flags are parsed, and the run is opened

@@ -12,7 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any di
 
 from pwm_core import cli
 from pwm_core.config import Config
-from pwm_core.domain import Domain, deferred
+from pwm_core.domain import make_domain
+from pwm_dmc.action_repeat import resolve
+from pwm_dmc.benchmark import BENCHMARK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,21 +34,15 @@ def env_bytes(config: Config) -> int:
     return 12_000_000 if config.BasicSettings.ObsType == "proprio" else 90_000_000
 
 
-DMC = Domain(
-    name="dmc",
-    defaults="config_files/dmc.yaml",
+DMC = make_domain(
+    "dmc",
     example_task="walker_walk",
-    check_task=deferred("pwm_dmc.envs:check_task"),
-    make_env=deferred("pwm_dmc.envs:make_env"),
-    transition=deferred("pwm_dmc.replay_buffer:transition"),
-    make_world_model=deferred("pwm_dmc.world_model:make_world_model"),
-    make_actor_critic=deferred("pwm_dmc.actor_critic:make_actor_critic"),
-    protocol=deferred("pwm_dmc.envs:describe_protocol"),
-    resolve=deferred("pwm_dmc.envs:resolve"),
+    resolve=resolve,
     env_bytes=env_bytes,
     quick_task="cartpole_balance",
     add_arguments=add_arguments,
     overrides=overrides,
+    benchmark=BENCHMARK,
 )
 
 if __name__ == "__main__":

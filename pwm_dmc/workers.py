@@ -67,8 +67,12 @@ class InProcess:
 
 
 # The parent's sys.path comes before any import but sys's: a worker finds what the parent finds.
+# Batch systems signal every process of a job. To answer is the parent's part: a worker that died of
+# it would cost the run its episodes, just before the checkpoint.
 _MAIN = """\
-import sys
+import sys, _signal
+for number in (_signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2):
+    _signal.signal(number, _signal.SIG_IGN)
 sys.path[:] = {path!a}
 from pwm_dmc.workers import _serve
 _serve({descriptor}, {factory!r})

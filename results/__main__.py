@@ -42,14 +42,17 @@ def main() -> None:
     arguments = _arguments()
     try:
         from results.page import write_html, write_markdown
-        from results.report import Report, gather
+        from results.panels import gather
+        from results.report import Report
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install -r {NEEDED}") from None
     output = arguments.output or arguments.scores / "report"
-    report = Report(gather(arguments.scores, arguments.runs), output, arguments.reps)
-    page = output / "index.html"
-    write_markdown(report, output / "report.md")
+    findings = gather(arguments.scores, arguments.runs)
+    report = Report(findings, output, arguments.reps, arguments.scores / "random")
+    page = report.path("index.html")
     write_html(report, page)
+    write_markdown(report, report.path("report.md"))
+    report.close()
     for line in report.problems:
         print(f"note: {line}", file=sys.stderr)
     print(f"tables and figures: {output.resolve()}")

@@ -12,8 +12,9 @@ from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.distributions import Policy
+from pwm_core.models.distributions import Policy, SymlogTwoHot, symlog
 from pwm_core.models.networks import ImageCodec
+from pwm_core.models.scan import States
 from pwm_core.models.sequence_models.linear_attention import LinearAttentionState, RecurrentMemory
 from pwm_core.models.types import Batch, Context
 from pwm_core.models.world_model import WorldModel
@@ -45,8 +46,8 @@ def load_small(*overrides: str) -> Config:
 def make_policy(config: Config, *, discrete: bool = True) -> Policy:
     if discrete:
         return CategoricalPolicy(ACTIONS)
-    agent, bound = config.Models.Agent, torch.ones(ACTIONS)
-    return GaussianPolicy(ACTIONS, agent.MinStd, agent.MaxStd, -bound, bound)
+    settings, bound = config.Models.Agent, torch.ones(ACTIONS)
+    return GaussianPolicy(ACTIONS, settings.MinStd, settings.MaxStd, -bound, bound)
 
 
 @torch.no_grad()
@@ -125,8 +126,28 @@ def as_vector(latent: Tensor, classes: int = CLASSES) -> Tensor:
     return F.one_hot(latent, classes).flatten(-2).float()
 
 
+def two_hot_weights(two_hot: SymlogTwoHot, value: Tensor) -> Tensor:
+    """The two-hot encoding (..., C) float32 of ``value`` (...): linear interpolation in symlog
+    space between the two nearest bins, computed in float64."""
+    top, count = two_hot.max_bin, two_hot.num_bins
+    bins = torch.linspace(-top, top, count, dtype=torch.float64)
+    position = symlog(value.double()).clamp(-top, top)
+    right = torch.searchsorted(bins, position).clamp(1, count - 1)
+    share = ((position - bins[right - 1]) / (bins[right] - bins[right - 1])).unsqueeze(-1)
+    weights = share * F.one_hot(right, count) + (1 - share) * F.one_hot(right - 1, count)
+    return weights.float()
+
+
+def dense(states: States) -> Tensor:
+    """All states of a scan in full: (B, T, E, V)."""
+    full = states.decay.unsqueeze(-1) * states.start.unsqueeze(2)  # (B, M, L, E, V)
+    if states.keys is not None:
+        full = full + torch.einsum("bmije,bmjv->bmiev", states.keys, states.values)
+    return full.flatten(1, 2)[:, : states.length]
+
+
 def written_out(context: Context) -> LinearAttentionState:
-    """The sequence model's state at every start of ``context``, the memories written out."""
+    """The sequence model's state at every start of ``context``, with its states in full."""
 
     def starting(x: Tensor) -> Tensor:
         x = x[:, context.steps].flatten(0, 1)
@@ -134,7 +155,7 @@ def written_out(context: Context) -> LinearAttentionState:
 
     return LinearAttentionState(
         [starting(block.previous) for block in context.history.blocks],
-        [RecurrentMemory(starting(block.memory.dense())) for block in context.history.blocks],
+        [RecurrentMemory(starting(dense(block.memory))) for block in context.history.blocks],
     )
 
 

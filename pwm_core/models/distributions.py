@@ -20,10 +20,10 @@ def symexp(x: Tensor) -> Tensor:
 
 
 class SymlogTwoHot:
-    """A scalar as a categorical over ``num_bins`` bins, evenly spaced in symlog space.
+    """A scalar as a categorical over ``num_bins`` bins that are evenly spaced in symlog space.
 
-    Encodes to the two nearest bins, weighted by closeness, and decodes to the symexp of the mean
-    (DreamerV3, section "Critic learning"). Values beyond the ends are clipped to them.
+    A value is encoded as weights on its two nearest bins. Logits are decoded to the symexp of the
+    mean bin (DreamerV3, section "Critic learning"). Values beyond the last bins are clipped.
     """
 
     def __init__(self, num_bins: int, max_bin: float) -> None:
@@ -40,38 +40,34 @@ class SymlogTwoHot:
             )
         return self._bins[device]
 
-    def encode(self, value: Tensor) -> Tensor:
-        """``value`` (...) -> (..., C) float32 weights: at most two are non-zero, the sum is 1."""
-        position = self._position(value)
-        index = torch.arange(self.num_bins, device=value.device)
-        return (1 - (position.unsqueeze(-1) - index).abs()).clamp_min_(0)
-
     def _position(self, value: Tensor) -> Tensor:
-        """Where ``value`` lies on the bin axis, a float in [0, C - 1]."""
+        """The position of ``value`` (...) on the axis of bins, a float in [0, C - 1]."""
         symlogged = symlog(value.float()).clamp(-self.max_bin, self.max_bin)
         return (symlogged + self.max_bin) / self._width
 
     def count_clipped(self, value: Tensor) -> Tensor:
-        """How many of ``value`` lie beyond the bins: a float32 scalar, left on the device."""
+        """How many of ``value`` lie beyond the bins: a float32 scalar that stays on the device."""
         return (symlog(value.detach().float()).abs() > self.max_bin).sum().float()
 
     def loss(self, logits: Tensor, value: Tensor) -> Tensor:
-        """Cross-entropy of ``logits`` (..., C) with the two-hot ``value`` (...): (...) float32.
+        """Cross-entropy of ``logits`` (..., C) with ``value`` (...) as two-hot: (...) float32.
 
-        A NaN gives NaN."""
+        The loss of a NaN is NaN.
+        """
         logits = logits.float()
         position = self._position(value)
-        # A NaN may be no index: that would end the run, where its update is only to be skipped.
+        # A NaN must not become an index: an index error would end the run, but only the update is
+        # to be skipped.
         low = position.nan_to_num().floor().clamp(max=self.num_bins - 2)
         weight = (position - low).unsqueeze(-1)
         low = low.long().unsqueeze(-1)
-        # Only two bins carry weight: gathering them spares a (..., C) target.
+        # Only two bins carry weight. Gathering them avoids a target of shape (..., C).
         picked = logits.gather(-1, low) * (1 - weight) + logits.gather(-1, low + 1) * weight
         return logits.logsumexp(-1) - picked.squeeze(-1)
 
     def decode(self, logits: Tensor) -> Tensor:
         """``logits`` (..., C) -> the expected value (...) float32."""
-        with torch.autocast(logits.device.type, enabled=False):  # values keep their float32
+        with torch.autocast(logits.device.type, enabled=False):  # values stay float32
             return symexp(logits.float().softmax(-1) @ self.bins(logits.device))
 
 
@@ -83,11 +79,24 @@ def unimix_probs(logits: Tensor, unimix: float) -> Tensor:
 def sample_index(probs: Tensor) -> Tensor:
     """Draw from categoricals ``probs`` (..., K): indices (...) int64.
 
-    By inversion of the running sum: one random number per categorical, no host round trip.
+    On CUDA this is :func:`exponential_race`, because a float cumsum is not deterministic there.
+    Elsewhere it inverts the cumulative distribution, which takes one random number per categorical.
+    The host does not wait for the device.
     """
+    if probs.is_cuda:
+        return exponential_race(probs)
     total = probs.cumsum(-1)
     threshold = torch.rand_like(total[..., :1]) * total[..., -1:]
     return (total <= threshold).sum(-1).clamp_(max=probs.shape[-1] - 1)
+
+
+def exponential_race(probs: Tensor) -> Tensor:
+    """Draw from categoricals ``probs`` (..., K): indices (...) int64.
+
+    Class k arrives after an exponential time of rate ``probs_k``; the first to arrive is drawn with
+    probability ``probs_k / sum(probs)``. A class of probability 0 is never drawn.
+    """
+    return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
 
 
 def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -97,23 +106,23 @@ def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> 
 
 
 def straight_through_sample(probs: Tensor) -> Tensor:
-    """A one-hot sample (..., K) whose gradient is that of the probabilities."""
+    """A one-hot sample (..., K) of ``probs`` (..., K); its gradient is that of ``probs``."""
     sample = one_hot(sample_index(probs.detach()), probs.shape[-1], probs.dtype)
     return sample + (probs - probs.detach())
 
 
 def log_probs(probs: Tensor) -> Tensor:
-    """``log(probs)``, finite where a probability underflowed (possible without unimix)."""
+    """``log(probs)``, finite also where a probability has underflowed to 0."""
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
 
 
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """``KL(p || q)`` of log-probabilities (..., K), summed over the last dim: (...)."""
+    """``KL(p || q)`` in nats from log-probabilities (..., K): (...)."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def categorical_entropy(log_probs: Tensor) -> Tensor:
-    """Entropy in nats of log-probabilities (..., K): (...)."""
+    """Entropy in nats from log-probabilities (..., K): (...)."""
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
@@ -121,9 +130,10 @@ class Policy(Protocol):
     """How a domain's actions are drawn from the actor's output.
 
     Attributes:
-        discrete: actions are indices (...) int64; otherwise vectors (..., A) float32.
-        num_actions: A, also the width of an encoded action.
-        output_width: numbers that the actor puts out for one state.
+        discrete: whether actions are indices (...) int64; otherwise they are vectors (..., A)
+            float32.
+        num_actions: A, which is also the width of an encoded action.
+        output_width: width of the actor's output.
     """
 
     discrete: bool
@@ -143,9 +153,9 @@ class Policy(Protocol):
         """(...) float32 nats."""
 
     def encode(self, action: Tensor) -> Tensor:
-        """What the world model takes in: (..., A) float32."""
+        """The world model's input for ``action``: (..., A) float32."""
 
 
 def free_bits(kl: Tensor, minimum: float) -> Tensor:
-    """``max(minimum, kl)``: below it there is no gradient."""
+    """``max(minimum, kl)`` in nats, without a gradient where ``kl`` is below ``minimum``."""
     return F.threshold(kl, minimum, minimum)

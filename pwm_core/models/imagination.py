@@ -1,4 +1,4 @@
-"""Imagined rollouts: the world model runs on recurrently while the policy acts in it."""
+"""Imagined rollouts: the policy acts inside the world model, one recurrent step at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ def imagine(
 ) -> Trajectory:
     """``horizon`` recurrent steps from every state of ``context`` (PaMoRL, section 3.2).
 
-    The world model is to be in eval mode. No gradient flows.
+    Call it with the world model in eval mode. No gradient flows.
+
+    Args:
+        context: the N states to start from.
+        horizon: H.
+        gamma: discount of one agent step.
     """
     policy = actor_critic.policy
     state = context.history.start(context.steps, context.begins, horizon)
@@ -38,6 +43,6 @@ def imagine(
     action = torch.stack(actions, dim=1)  # (N, H) or (N, H, A)
     log_prob = policy.log_prob(torch.stack(outputs, dim=1), action)  # (N, H)
     deter = torch.stack(deters, dim=1)  # (N, H+1, D)
-    reward, goes_on = world_model.predict(deter[:, 1:])  # (N, H)
-    discount = gamma * goes_on.float()
+    reward, continues = world_model.predict(deter[:, 1:])  # (N, H)
+    discount = gamma * continues.float()
     return Trajectory(deter, torch.stack(latents, dim=1), action, log_prob, reward, discount)

@@ -1,4 +1,4 @@
-"""Losses as named terms: each checked for its shape, weighted and summed in one place."""
+"""Losses as named terms, which are checked for their shape, weighted and summed here."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from torch import Tensor
 
 
 def check_shape(name: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``values`` as they are. A wrong shape would broadcast without a word into a wrong mean.
+    """Return ``values`` if they have ``shape``. A wrong shape could broadcast unnoticed.
+
+    Args:
+        name: of the term, for the message.
 
     Raises:
-        ValueError: ``values`` do not have ``shape``.
+        ValueError: ``values`` have another shape.
     """
     if values.shape != shape:
         raise ValueError(f"the term {name} has the shape {tuple(values.shape)}, not {shape}")
@@ -19,7 +22,10 @@ def check_shape(name: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """``sum_i weight_i loss_i`` over the names of ``weights``, in their order: a scalar.
+    """``sum_i weight_i loss_i`` over the names of ``weights``, in their order.
+
+    Returns:
+        a scalar.
 
     Raises:
         ValueError: a term has no weight, a weight has no term, or a term is not a scalar.

@@ -1,4 +1,4 @@
-"""The values that the parts of the agent hand to each other.
+"""The values that the parts of the agent exchange.
 
 The letters of the shapes are explained in ``docs/tensor_shapes.md``.
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pwm_core.models.sequence_models.base import SequenceHistory
 
 Metrics = dict[str, Tensor]
-"""Named scalars that stay on the device."""
+"""Scalars by name; they stay on the device."""
 
 
 class Batch(NamedTuple):
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
         action: (B, T) int64 or (B, T, A) float32, taken at ``obs``.
         reward: (B, T) float32, the reward that followed the action.
         done: (B, T) bool, whether the action led to an end.
-        is_first: (B, T) bool, ``obs`` begins an episode.
+        is_first: (B, T) bool, whether ``obs`` begins an episode.
     """
 
     obs: Tensor
@@ -35,13 +35,14 @@ class Batch(NamedTuple):
 
 
 class Context(NamedTuple):
-    """Where imagination starts: N replayed states.
+    """The N replayed states from which imagination starts.
 
     Attributes:
         latent: (N, S) int64, classes of the posterior's ``z_{t+1}``.
         deter: (N, D) ``deter_t``, zeros where step t+1 begins an episode.
-        begins: (N,) bool, where it does; the sequence model's state then counts as zeros.
-        steps: those steps t of every sequence; N is B times their number.
+        begins: (N,) bool, whether step t+1 begins an episode. Imagination then starts from zero
+            states of the sequence model.
+        steps: the steps t of every sequence; N is B times their number.
         history: the sequence model's states after every step of the sequences.
     """
 
@@ -56,8 +57,8 @@ class Trajectory(NamedTuple):
     """N imagined rollouts of H steps.
 
     Attributes:
-        deter: (N, H+1, D) float32, the start first.
-        latent: (N, H+1, S) int64, the start first.
+        deter: (N, H+1, D) float32; the first entry is the start.
+        latent: (N, H+1, S) int64; the first entry is the start.
         action: (N, H) int64 or (N, H, A) float32, as the policy drew it (not clipped).
         log_prob: (N, H) float32, log-probability of ``action`` under the policy that drew it.
         reward: (N, H) float32.

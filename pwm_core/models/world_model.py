@@ -31,31 +31,30 @@ class WorldModel(nn.Module):
     Args:
         models: sizes and loss scales.
         codec: encoder, decoder and reconstruction loss of the domain's observations.
-        policy: how actions are encoded, and how wide that is.
+        policy: encodes the actions.
     """
 
     def __init__(self, models: Models, codec: Codec, policy: Policy) -> None:
         super().__init__()
-        config, agent = models.WorldModel, models.Agent
+        config, width, layers = models.WorldModel, models.Hidden, models.Agent.Layers
         self.config, self.codec, self.policy = config, codec, policy
-        self.stoch, self.classes = models.Stoch, models.Discrete
-        latent, width = models.Stoch * models.Discrete, models.Hidden
-        self.latent, self.width = latent, width
+        self.stoch, self.classes, self.width = models.Stoch, models.Discrete, width
+        latent_width = models.Stoch * models.Discrete
         self.encoder, self.decoder = codec.encoder, codec.decoder
-        self.posterior = nn.Sequential(nn.Linear(codec.features, latent, bias=False))
+        self.posterior = nn.Sequential(nn.Linear(codec.features, latent_width, bias=False))
         if config.PosteriorNorm:
-            self.posterior.append(BatchNorm1d(latent, eps=NORM_EPS))
+            self.posterior.append(BatchNorm1d(latent_width, eps=NORM_EPS))
         self.sequence = make_sequence_model(models, policy.num_actions)
         self.prior = nn.Sequential(
             GatedUnit(width, config.BlockAct, config.PriorDropout),
-            nn.Linear(width, latent),
-            BatchNorm1d(latent, eps=NORM_EPS),
+            nn.Linear(width, latent_width),
+            BatchNorm1d(latent_width, eps=NORM_EPS),
         )
         for logits in (self.posterior, self.prior):
             if isinstance(logits[-1], BatchNorm1d):
                 nn.init.constant_(logits[-1].weight, config.LatentGain)
-        self.reward_head = head(width, width, agent.Layers, models.Act, models.NumBin)
-        self.done_head = head(width, width, agent.Layers, models.Act, 1)
+        self.reward_head = head(width, width, layers, models.Act, models.NumBin)
+        self.done_head = head(width, width, layers, models.Act, 1)
         self.two_hot = SymlogTwoHot(models.NumBin, models.MaxBin)
         self.loss_weights = {
             "recon": 1.0,
@@ -66,7 +65,7 @@ class WorldModel(nn.Module):
         }
 
     def _probs(self, logits: Tensor) -> Tensor:
-        """(N, S*K) logits -> (N, S, K) float32 probabilities with the uniform mixed in."""
+        """Logits (N, S*K) -> probabilities (N, S, K) float32, mixed with a uniform."""
         return unimix_probs(logits.view(-1, self.stoch, self.classes), self.config.Unimix)
 
     def encode(self, prepared: Tensor) -> Tensor:
@@ -82,7 +81,7 @@ class WorldModel(nn.Module):
         return self.decoder(one_hot(latent, self.classes).flatten(1))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The training objective (PaMoRL, equation 7) and its parts.
+        """The training objective (PaMoRL, equation 7), a scalar, and its terms as metrics.
 
         To add a term: compute it here, give it a weight in ``loss_weights`` (a config key), and
         name it in ``docs/metrics.md``.
@@ -124,12 +123,16 @@ class WorldModel(nn.Module):
     def _kl_losses(
         self, post: Tensor, prior: Tensor, is_first: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Dynamics and representation loss, and the bare KL, over pairs (t, t+1) of one episode.
+        """Dynamics loss, representation loss and the KL without free bits, three scalars.
 
-        ``post`` and ``prior`` are (B, T, S, K) log-probabilities, ``is_first`` (B, T).
+        They are means over the pairs of steps (t, t+1) that lie in one episode.
+
+        Args:
+            post, prior: (B, T, S, K) log-probabilities.
+            is_first: (B, T) bool.
         """
         post, prior = post[:, 1:], prior[:, :-1]
-        inside = (~is_first[:, 1:]).float()  # pairs that straddle a boundary take no part
+        inside = (~is_first[:, 1:]).float()  # (B, T-1); 0 where step t+1 begins an episode
         count = inside.sum().clamp_min(1)
 
         def mean(kl: Tensor) -> Tensor:
@@ -141,8 +144,11 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def context(self, batch: Batch, starts: int) -> Context:
-        """Replayed states to imagine from: those before the last ``starts`` steps of each
-        sequence (the very first step of a sequence has none before it). Call in eval mode."""
+        """The states before the last ``starts`` steps of each sequence, to imagine from.
+
+        The first step of a sequence has no state before it, so there are at most T-1 of them in a
+        sequence. Call it in eval mode.
+        """
         size, length = batch.is_first.shape
         starts = min(starts, length - 1)
         post = self.encode(self.codec.prepare(batch.obs.flatten(0, 1)))
@@ -157,6 +163,6 @@ class WorldModel(nn.Module):
         return Context(latent[:, length - starts :].flatten(0, 1), deter, begins, steps, history)
 
     def predict(self, deter: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., D) -> expected reward (...) float32 and whether the episode goes on (...) bool."""
+        """``deter`` (..., D) -> reward (...) float32, and (...) bool: the episode continues."""
         reward = self.two_hot.decode(self.reward_head(deter))
         return reward, self.done_head(deter).squeeze(-1) < 0

@@ -75,3 +75,19 @@ def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) ->
     with VideoWriter(path, fps) as video:
         for frame in frames:
             video.write(frame)
+
+
+def read_video(path: Path) -> tuple[np.ndarray, float]:
+    """All frames of a video, (T, H, W, 3) uint8, and the frames per second.
+
+    Raises:
+        OSError: the file is missing, or is no video.
+    """
+    import av
+
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        rate = container.streams.video[0].average_rate
+    if not frames:
+        raise OSError(f"{path} has no frames")
+    return np.stack(frames), float(rate or FRAMES_PER_SECOND)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -160,3 +161,9 @@ class ScoreFile:
             lines = [self._header, *(rows[key] for key in sorted(rows))]
             write_text(self.csv, "".join(",".join(line) + "\n" for line in lines))
             write_text(self.json, json.dumps(self._about, indent=2) + "\n")
+
+
+def last_mean(scores: Path) -> float:
+    """The mean return of the newest checkpoint in the CSV ``scores``."""
+    with open(scores, newline="", encoding="utf-8") as file:
+        return float(list(csv.DictReader(file))[-1]["mean"])

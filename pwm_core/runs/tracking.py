@@ -160,7 +160,8 @@ class Wandb:
         directory.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(silent=True, console="off", init_timeout=WANDB_TIMEOUT)
         self._begin(mode, project=project, name=name, dir=directory, id=run_id, resume="allow",
-                    config=config, group=config.get("task"), settings=settings)  # fmt: skip
+                    config=config, settings=settings,
+                    group=os.environ.get("WANDB_RUN_GROUP") or config.get("task"))  # fmt: skip
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 

@@ -55,6 +55,7 @@ class Agent:
         }
         mode = config.BasicSettings.Compile
         self.uses_cuda_graph = "graph" in mode and device.type == "cuda"
+        self._captured: list[CapturedUpdate] = []
         self._world_model_loss, self._imagine = self.world_model.loss, imagine
         self._actor_critic_loss = self.actor_critic.loss
         if mode.startswith("compile"):
@@ -125,9 +126,11 @@ class Agent:
         def sample() -> Batch:
             return replay.sample(settings.BatchSize, settings.BatchLength)
 
-        if self.uses_cuda_graph:
-            return CapturedUpdate(self.update, sample, on_device=replay.place.type == "cuda")
-        return lambda **due: self.update(sample(), **due)
+        if not self.uses_cuda_graph:
+            return lambda **due: self.update(sample(), **due)
+        captured = CapturedUpdate(self.update, sample, on_device=replay.place.type == "cuda")
+        self._captured.append(captured)
+        return captured
 
     def skipped(self) -> dict[str, float]:
         """Updates skipped so far because they were not finite; waits for the device."""
@@ -201,5 +204,7 @@ class Agent:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.load_weights(state)
+        for captured in self._captured:  # the optimisers' tensors are replaced
+            captured.reset()
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["updaters"][name])

@@ -90,6 +90,10 @@ class CapturedUpdate:
             )
         return self._graphs[key]()
 
+    def reset(self) -> None:
+        """Forget the graphs, which read tensors that are there no longer; new ones are captured."""
+        self._graphs.clear()
+
     def _copy_in(self, batch: Batch) -> None:
         """Copy ``batch`` into the tensors that the graph reads."""
         if self._batch is None:

@@ -16,7 +16,9 @@ def quotas(episodes: int, num_envs: int) -> np.ndarray:
     return np.array([share + (i < rest) for i in range(num_envs)])
 
 
-def play(agent: Agent, env: VectorEnv, episodes: int, *, greedy: bool = False) -> list[Episode]:
+def play(
+    agent: Agent | RandomAgent, env: VectorEnv, episodes: int, *, greedy: bool = False
+) -> list[Episode]:
     """Play whole episodes.
 
     Args:
@@ -49,7 +51,31 @@ def play(agent: Agent, env: VectorEnv, episodes: int, *, greedy: bool = False) -
     return [episode for of_env in played for episode in of_env]
 
 
-def evaluate(agent: Agent, env: VectorEnv, episodes: int, *, greedy: bool = False) -> list[float]:
+class RandomAgent:
+    """Uniformly random actions, behind the part of an agent that :func:`play` needs.
+
+    Args:
+        env: the environments to act in.
+        seed: of the actions.
+    """
+
+    def __init__(self, env: VectorEnv, seed: int) -> None:
+        self._env, self._rng = env, np.random.default_rng(seed)
+
+    def initial_state(self, num_envs: int) -> None:
+        """There is no state."""
+
+    def act(
+        self, obs: np.ndarray, is_first: np.ndarray, state: None, *, greedy: bool = False
+    ) -> np.ndarray:
+        """Uniform actions for all environments: (N,) int64 or (N, A) float32."""
+        # Not self._env.random_actions, which is a domain's warm-up: in Freeway it presses up.
+        return VectorEnv.random_actions(self._env, self._rng)
+
+
+def evaluate(
+    agent: Agent | RandomAgent, env: VectorEnv, episodes: int, *, greedy: bool = False
+) -> list[float]:
     """The undiscounted returns of the episodes of :func:`play`."""
     return [episode.episode_return for episode in play(agent, env, episodes, greedy=greedy)]
 

@@ -34,13 +34,14 @@ class Optimizer:
     ) -> None:
         self._module, self._clip = module, clip
         self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._capturable = self._parameters[0].is_cuda  # needed inside a CUDA graph
         self.adamw = torch.optim.AdamW(
             self._parameters,
             lr=lr,
             eps=eps,
             weight_decay=weight_decay,
             fused=True,
-            capturable=self._parameters[0].is_cuda,  # needed inside a CUDA graph
+            capturable=self._capturable,
         )
         self._buffers = list(module.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]
@@ -101,7 +102,9 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
+        """The inverse of :meth:`state_dict`, also for a state written on another device."""
         self.adamw.load_state_dict(state["optimizer"])
+        for group in self.adamw.param_groups:  # the state brings that of its own device
+            group["capturable"] = self._capturable
         for name in ("skipped", "in_a_row", "longest"):
             getattr(self, name).copy_(state[name])

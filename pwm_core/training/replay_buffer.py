@@ -169,10 +169,6 @@ class ReplayBuffer:
         """Steps held of each environment."""
         return min(self.total, self.length)
 
-    def __len__(self) -> int:
-        """Transitions held, over all environments."""
-        return self.size * self.num_envs
-
     def add(
         self,
         obs: np.ndarray,

@@ -25,8 +25,8 @@ import yaml
 
 from pwm_core.config import REPOSITORY
 from pwm_core.config_file import load_config
+from pwm_core.runs.mp4 import read_video
 from pwm_core.runs.tracking import wandb_mode
-from tests.helpers_videos import read_video
 
 NAME = "Pong-life_done-pwm-100k"
 STEPS = (1000, 1030)
@@ -313,7 +313,7 @@ def test_videos_decode(name: str, frames: int, tree: Tree, trained: Result) -> N
     """T replayed steps of four sequences side by side; horizon + 1 imagined ones. What compares has
     three rows of them."""
     path = tree.folder(NAME) / "videos" / f"{name.lower()}_000001020.mp4"
-    video = read_video(path)
+    video = read_video(path)[0]
     rows = 3 if name in ("Comparison", "OpenLoop") else 1
     assert video.shape == (frames, rows * 64, 4 * 64, 3)
     if name == "Observation":  # Pong's court is brown: its colour survives the codec

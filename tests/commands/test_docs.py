@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from pwm_core.config_file import load_config
 from pwm_core.paths import REPOSITORY
-
-
-def leaves(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``Section.Key`` -> value of a config."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        nested = isinstance(value, dict)
-        found |= leaves(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return found
+from tests.commands.test_config import leaves
 
 
 def test_the_table_of_the_domains_differences_is_complete() -> None:
     atari, dmc = (
-        leaves(load_config(f"config_files/{name}.yaml").model_dump()) for name in ("atari", "dmc")
+        dict(leaves(load_config(f"config_files/{name}.yaml").model_dump()))
+        for name in ("atari", "dmc")
     )
     text = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+(?:\.\w+)+)` \| (\S+).*? \| (\S+).* \|$", text, re.MULTILINE)

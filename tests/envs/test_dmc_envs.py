@@ -13,7 +13,7 @@ from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.envs import VectorEnv, env_seeds, episode_seed
 from pwm_core.errors import UserError
-from pwm_dmc import envs
+from pwm_dmc import action_repeat, envs
 from pwm_dmc.envs import DMCEnv
 from tests.helpers_processes import (
     SLEEP,
@@ -431,16 +431,16 @@ def test_make_env_follows_the_config():
     ],
 )
 def test_a_frame_skip_by_task_becomes_a_number(task, repeat):
-    resolved = envs.resolve(dmc_config(FrameSkip="task"), task)
+    resolved = action_repeat.resolve(dmc_config(FrameSkip="task"), task)
     assert resolved == dmc_config(FrameSkip=repeat)
-    assert envs.resolve(dmc_config(FrameSkip=3), task) == dmc_config(FrameSkip=3)
+    assert action_repeat.resolve(dmc_config(FrameSkip=3), task) == dmc_config(FrameSkip=3)
 
 
 def test_every_domain_of_the_action_repeats_exists():
     names = [envs.find_task(task) for task in ("cup_catch", "walker_walk")]
     assert [domain for domain, _ in names] == ["ball_in_cup", "walker"]
     domains = {domain for domain, _ in envs._simulation().suite.ALL_TASKS}
-    assert set(envs.ACTION_REPEATS) - {"cup"} <= domains
+    assert set(action_repeat.ACTION_REPEATS) - {"cup"} <= domains
 
 
 @pytest.mark.parametrize(

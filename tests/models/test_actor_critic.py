@@ -28,6 +28,7 @@ from tests.helpers import (
     make_agent,
     make_world_model,
     replace_at,
+    two_hot_weights,
     written_out,
 )
 
@@ -90,7 +91,10 @@ class Expected(NamedTuple):
 
 
 def loss_by_hand(model: ActorCritic, trajectory: Trajectory, config: Config) -> Expected:
-    """SPEC 3, element by element, from fresh percentiles; differentiable."""
+    """The losses of actor and critic, one element at a time, with fresh percentiles.
+
+    Gradients flow through the result.
+    """
     deter, latent, action, _, reward, discount = trajectory
     latent = as_vector(latent)  # the layers then multiply where they otherwise pick rows
     rows, horizon = reward.shape
@@ -132,7 +136,7 @@ def loss_by_hand(model: ActorCritic, trajectory: Trajectory, config: Config) -> 
             advantage = (returns[0][b][t] - values[0][b][t]) / scale
             advantages[b, t] = advantage
             policy_loss = -weight * policy.log_prob(action[b, t]) * advantage
-            targets = [model.two_hot.encode(rows_[b][t]) for rows_ in returns]
+            targets = [two_hot_weights(model.two_hot, rows_[b][t]) for rows_ in returns]
             log_probs = logits[0][b][t].log_softmax(-1)
             value_loss = weight * -sum((target * log_probs).sum() for target in targets)
             entropy = policy.entropy()
@@ -148,7 +152,7 @@ def loss_by_hand(model: ActorCritic, trajectory: Trajectory, config: Config) -> 
 def test_the_loss_is_the_one_computed_by_hand(
     shape: tuple[int, int], slow: str, discrete: bool
 ) -> None:
-    """Defect 4: nothing broadcasts, and defect 5: nothing after an end counts."""
+    """No term broadcasts (B, 1, H) against (B, H, 1), and no step after a predicted end counts."""
     config = load_small(f"Models.Agent.SlowCritic={slow}", "Models.Agent.EntropyCoef=0.1")
     model = make_actor_critic(config, discrete=discrete)
     trajectory = make_trajectory(model, *shape)
@@ -362,7 +366,7 @@ def test_without_a_slow_critic_there_is_none() -> None:
 
 
 def test_executed_actions_are_clipped_and_greedy_is_tanh_of_the_mean() -> None:
-    """Defect 8."""
+    """Greedy actions pass through the tanh, and no action leaves the bounds."""
     model = make_actor_critic(load_small(), discrete=False)
     with torch.no_grad():
         model.actor.rest[-1].bias.copy_(torch.tensor([3.0, -3.0, 0.0, 5.0, 5.0, 5.0]))

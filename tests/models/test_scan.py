@@ -33,9 +33,9 @@ from pwm_core.models.scan import (
 )
 from pwm_core.models.sequence_models.linear_attention import ImaginedMemory, RecurrentMemory
 from pwm_core.runtime import keep_freed_memory
-from tests.helpers import load_small
+from tests.helpers import dense, load_small
 
-B, K, V = 3, 4, 5
+B, E, V = 3, 4, 5
 LENGTHS = (1, 2, 7, 16, 63, 64, 100)
 RESETS = ("none", "first", "middle", "last", "all", "per_row")
 DECAYS = ("mixed", "near_0", "near_1", "extreme")
@@ -56,8 +56,8 @@ class Inputs(NamedTuple):
     initial_state: Tensor
 
 
-def make_log_decay(kind: str, length: int, keys: int = K) -> Tensor:
-    """(B, T, K) float64 ``log g``, at most 0."""
+def make_log_decay(kind: str, length: int, keys: int = E) -> Tensor:
+    """(B, T, E) float64 ``log g``, at most 0."""
     shape = (B, length, keys)
     match kind:
         case "mixed":
@@ -72,7 +72,7 @@ def make_log_decay(kind: str, length: int, keys: int = K) -> Tensor:
     raise ValueError(kind)
 
 
-def make_inputs(length: int, decay: str = "mixed", keys: int = K, columns: int = V) -> Inputs:
+def make_inputs(length: int, decay: str = "mixed", keys: int = E, columns: int = V) -> Inputs:
     """float64 inputs that float32 holds exactly, so that both types compute the same thing."""
     torch.manual_seed(length)
     q, k, v = (torch.randn(B, length, width) for width in (keys, keys, columns))
@@ -110,7 +110,7 @@ def attend(
     values = {"output": found.output, "final_state": found.final_state}
     if kept:
         assert found.states is not None
-        values["states"] = found.states.dense()
+        values["states"] = dense(found.states)
     generator = torch.Generator().manual_seed(1)
     total = sum(
         (x * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(dtype)).sum()
@@ -174,11 +174,11 @@ def test_an_extreme_decay_does_not_blur_the_moderate_ones_after_it() -> None:
 
 
 def loop(inputs: Inputs, reset: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs (B, T, V) and states (B, T, K, V), one number at a time."""
+    """Outputs (B, T, V) and states (B, T, E, V), one number at a time."""
     q, k, v, log_decay, initial = (x.numpy() for x in inputs)
-    outputs, states = np.zeros((*q.shape[:2], V)), np.zeros((*q.shape[:2], K, V))
+    outputs, states = np.zeros((*q.shape[:2], V)), np.zeros((*q.shape[:2], E, V))
     for b in range(B):
-        for i in range(K):
+        for i in range(E):
             for j in range(V):
                 state = initial[b, i, j]
                 for t in range(q.shape[1]):
@@ -206,7 +206,7 @@ def test_the_gradients_of_sequential_are_those_of_finite_differences() -> None:
         output, final_state, states = linear_attention(
             *leaves[:4], reset[:2], leaves[4], backend="sequential", return_states=True
         )
-        return output, final_state, states.dense()
+        return output, final_state, dense(states)
 
     assert torch.autograd.gradcheck(attention, inputs)
 
@@ -229,7 +229,7 @@ def test_the_benchmarks_baseline_computes_the_same() -> None:
     found = full_operands(*inputs[:4], reset, inputs.initial_state, return_states=True)
     expected = oracle(19, "per_row", "mixed")
     check(
-        {**found._asdict(), "states": found.states.dense()},
+        {**found._asdict(), "states": dense(found.states)},
         {name: expected[name].detach() for name in ("output", "final_state", "states")},
         torch.float64,
     )
@@ -253,10 +253,10 @@ def test_reading_states_is_the_query_times_the_states_written_out(
 ) -> None:
     states = keep_states(make_inputs(length), make_reset("per_row", length), backend, chunk)
     assert states.length == length
-    query = torch.randn(states.decay.shape).double()  # (B, n, C, K)
+    query = torch.randn(states.decay.shape).double()  # (B, M, L, E)
     found = states.read(query).flatten(1, 2)[:, :length]
     written = oracle(length, "per_row", "mixed")["states"].detach()
-    expected = torch.einsum("btk,btkv->btv", query.flatten(1, 2)[:, :length], written)
+    expected = torch.einsum("bte,btev->btv", query.flatten(1, 2)[:, :length], written)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 
@@ -268,8 +268,8 @@ def test_chunked_keeps_one_state_per_chunk(chunk: int, inside: int, count: int) 
     states = keep_states(make_inputs(33), make_reset("none", 33), "chunked", chunk)
     shapes = [x.shape for x in (states.start, states.decay, states.keys, states.values)]
     assert shapes == [
-        *((B, count, K, V), (B, count, inside, K)),
-        *((B, count, inside, inside, K), (B, count, inside, V)),
+        *((B, count, E, V), (B, count, inside, E)),
+        *((B, count, inside, inside, E), (B, count, inside, V)),
     ]
 
 
@@ -293,15 +293,15 @@ def test_imagined_memory_is_recurrent_memory(backend: str, chunk: int, starts: s
     inputs, reset = make_inputs(13), make_reset("per_row", 13)
     states = keep_states(Inputs(*(x.float() for x in inputs)), reset, backend, chunk)
     kept = {name: x.clone() for name, x in vars(states).items() if isinstance(x, Tensor)}
-    written = keep_states(inputs, reset, "sequential", 1).dense()[:, starts].flatten(0, 1)
+    written = dense(keep_states(inputs, reset, "sequential", 1))[:, starts].flatten(0, 1)
     count = len(written)
     for zeros in (torch.zeros(count), torch.arange(count) % 3 == 1, torch.ones(count)):
         zero = zeros.bool()
         imagined = ImaginedMemory(states, starts, zero, 15)
         recurrent = RecurrentMemory(written.masked_fill(zero.view(-1, 1, 1), 0.0))
         for step in range(15):
-            q, k, v = (torch.randn(count, width) for width in (K, K, V))
-            log_decay = -torch.rand(count, K)
+            q, k, v = (torch.randn(count, width) for width in (E, E, V))
+            log_decay = -torch.rand(count, E)
             log_decay[0], log_decay[1] = -1e4 if step == 7 else -0.0, -1e-8
             found = imagined.step(q, k, v, log_decay).double()
             expected = recurrent.step(*(x.double() for x in (q, k, v, log_decay)))
@@ -338,7 +338,7 @@ def test_linear_recurrence_is_the_plain_loop(
 
 @pytest.mark.parametrize("backend", SERIAL)
 def test_linear_recurrence_broadcasts_the_decay(backend: str) -> None:
-    decay, update = torch.rand(B, 9, K, 1).double(), torch.randn(B, 9, K, V).double()
+    decay, update = torch.rand(B, 9, E, 1).double(), torch.randn(B, 9, E, V).double()
     narrow = linear_recurrence(decay, update, backend=backend)
     wide = linear_recurrence(decay.expand_as(update), update, backend="sequential")
     torch.testing.assert_close(narrow, wide)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pwm_core.models.scan import available_backends, linear_attention
 from pwm_core.models.sequence_models.linear_attention import LinearAttention
-from tests.helpers import ACTIONS, disturb, load_small
+from tests.helpers import ACTIONS, dense, disturb, load_small
 from tests.models.test_scan import DECAYS, RESETS, TOLERANCE, B, Inputs, make_inputs, make_reset
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -139,7 +139,7 @@ def test_the_states_are_those_of_chunked() -> None:
             linear_attention(*inputs[:4], reset, inputs[4], backend=backend, **options)
             for backend in ("triton", "chunked")
         )
-        torch.testing.assert_close(found.states.dense(), expected.states.dense(), rtol=0, atol=0)
+        torch.testing.assert_close(dense(found.states), dense(expected.states), rtol=0, atol=0)
         torch.testing.assert_close(found.output, expected.output, rtol=0, atol=0)
 
 

@@ -34,11 +34,13 @@ from tests.helpers import (
     Data,
     as_vector,
     count_parameters,
+    dense,
     disturb,
     load_small,
     make_agent,
     make_world_model,
     replace_at,
+    two_hot_weights,
     written_out,
 )
 
@@ -73,16 +75,16 @@ def test_the_number_of_parameters_is_the_published_one(kind: str) -> None:
     models = load_config(ATARI, overrides=() if kind == "atari" else DMC).Models
     policy = CategoricalPolicy(6) if kind == "atari" else GaussianPolicy(6, 0.1, 1.0)
     codec = VectorCodec(models, 24) if kind == "proprio" else ImageCodec(models, (64, 64, 3))
-    model, agent = WorldModel(models, codec, policy), ActorCritic(models, policy)
+    model, actor_critic = WorldModel(models, codec, policy), ActorCritic(models, policy)
     sequence = model.sequence
     modules = (model.encoder, model.decoder, sequence.blocks, sequence.input_layer, model.prior)
     modules += (model.posterior, model.done_head, model.reward_head, model)
-    modules += (agent.actor, agent.critic)
+    modules += (actor_critic.actor, actor_critic.critic)
     found = dict(zip(PARTS, map(count_parameters, modules), strict=True))
     assert {k: f"{v:,}" for k, v in found.items()} == dict(
         zip(PARTS, SIZES[kind].split(), strict=True)
     )
-    assert count_parameters(agent) == found["actor"] + found["critic"]
+    assert count_parameters(actor_critic) == found["actor"] + found["critic"]
 
 
 # ---------------------------------------------------------------------------------------- layers
@@ -241,8 +243,8 @@ def make_sequence(
     model = LinearAttention(config.Models, ACTIONS).eval()
     disturb(model)
     is_first = Data(rows, steps, FIRSTS).batch(config).is_first
-    stoch = torch.randn(rows, steps, STOCH * CLASSES)
-    return model, stoch, torch.randn(rows, steps, ACTIONS), is_first
+    latent = torch.randn(rows, steps, STOCH * CLASSES)
+    return model, latent, torch.randn(rows, steps, ACTIONS), is_first
 
 
 SCANS = [f"Scan={name}" for name in available_backends(torch.device("cpu"))]
@@ -256,23 +258,23 @@ VARIANTS += [("BlockAct=Mish", "HeadDivisor=8", "Blocks=3")]
 @torch.no_grad()
 def test_the_parallel_pass_is_the_recurrent_steps(variant: tuple[str, ...], indices: bool) -> None:
     config = load_small(*(f"Models.WorldModel.{change}" for change in variant))
-    model, stoch, action, is_first = make_sequence(config)
-    model, stoch, action = model.double(), stoch.double(), action.double()
+    model, latent, action, is_first = make_sequence(config)
+    model, latent, action = model.double(), latent.double(), action.double()
     if indices:
-        stoch = torch.randint(CLASSES, (*is_first.shape, STOCH))
-    deter, history = model(stoch, action, is_first, return_history=True)
-    alone, no_history = model(stoch, action, is_first)
+        latent = torch.randint(CLASSES, (*is_first.shape, STOCH))
+    deter, history = model(latent, action, is_first, return_history=True)
+    alone, no_history = model(latent, action, is_first)
     torch.testing.assert_close(alone, deter)
     assert no_history is None
     assert len(history.blocks) == config.Models.WorldModel.Blocks
-    state = model.initial_state(3, stoch.device)
-    for t in range(stoch.shape[1]):
+    state = model.initial_state(3, latent.device)
+    for t in range(latent.shape[1]):
         state = state.reset(is_first[:, t])
-        stepped = model.step(stoch[:, t], action[:, t], state)
+        stepped = model.step(latent[:, t], action[:, t], state)
         torch.testing.assert_close(deter[:, t], stepped, **EXACT)
         for block, parallel in enumerate(history.blocks):
             memory = state.memories[block].memory
-            torch.testing.assert_close(parallel.memory.dense()[:, t], memory, **EXACT)
+            torch.testing.assert_close(dense(parallel.memory)[:, t], memory, **EXACT)
             torch.testing.assert_close(parallel.previous[:, t], state.previous[block], **EXACT)
     if config.Models.WorldModel.OutputTanh:
         assert deter.abs().max() < 1
@@ -281,16 +283,16 @@ def test_the_parallel_pass_is_the_recurrent_steps(variant: tuple[str, ...], indi
 
 @torch.no_grad()
 def test_nothing_before_a_reset_and_nothing_later_reaches_a_step() -> None:
-    model, stoch, action, is_first = make_sequence(load_small())  # row 0 begins anew at step 4
-    before, _ = model(stoch, action, is_first)
+    model, latent, action, is_first = make_sequence(load_small())  # row 0 begins anew at step 4
+    before, _ = model(latent, action, is_first)
     for step, reached in ((3, [3]), (4, [4, 5, 6, 7, 8])):
-        after, _ = model(replace_at(stoch, 0, step, stoch[1, 0]), action, is_first)
+        after, _ = model(replace_at(latent, 0, step, latent[1, 0]), action, is_first)
         changed = ((before - after).abs() > 1e-4).any(-1)
         assert changed.nonzero().tolist() == [[0, t] for t in reached]
 
 
 def block_by_hand(block: LinearAttentionBlock, u: Tensor, is_first: Tensor) -> Tensor:
-    """SPEC 1.2's equations, one row and one step at a time, in float64."""
+    """The paper's equations of a block, for one row and one step at a time, in float64."""
     w = {name: value.double() for name, value in block.state_dict().items()}
     projections = w["projections.weight"].chunk(4)
     query, key, value, receptance = projections
@@ -337,22 +339,22 @@ def test_a_block_computes_the_equations(rms_norm: str) -> None:
 @torch.no_grad()
 def test_imagining_on_is_the_recurrent_steps(scan: str, steps: slice) -> None:
     """The whole sequence model on :class:`ImaginedMemory`, from states it reached itself."""
-    model, stoch, action, is_first = make_sequence(load_small(f"Models.WorldModel.{scan}"))
-    model, stoch, action = model.double(), stoch.double(), action.double()
-    deter, history = model(stoch, action, is_first, return_history=True)
+    model, latent, action, is_first = make_sequence(load_small(f"Models.WorldModel.{scan}"))
+    model, latent, action = model.double(), latent.double(), action.double()
+    deter, history = model(latent, action, is_first, return_history=True)
     deter = deter[:, steps].flatten(0, 1)
     count = len(deter)
     zero = torch.rand(count) < 0.3
     imagined = history.start(steps, zero, 15)
     recurrent = written_out(Context(deter, deter, zero, steps, history))
     for _ in range(15):
-        z, a = (torch.randn(count, width).double() for width in (stoch.shape[-1], ACTIONS))
+        z, a = (torch.randn(count, width).double() for width in (latent.shape[-1], ACTIONS))
         found, expected = model.step(z, a, imagined), model.step(z, a, recurrent)
         torch.testing.assert_close(found, expected, **EXACT)
 
 
 def read_out(memory: ImaginedMemory, count: int, width: int) -> Tensor:
-    """(N, K, V) states, one row at a time: nothing is added and nothing decays."""
+    """(N, E, V) states, one row at a time: nothing is added and nothing decays."""
     nothing = torch.zeros(count, width)
     rows = [
         memory.step(query.expand(count, -1), nothing, nothing, nothing)
@@ -419,7 +421,7 @@ def test_a_dropped_token_passes_the_state_through() -> None:
     is_first = torch.rand(20, 30) < 0.1
     u = torch.randn(20, 30, WIDTH)
     _, state = block(u, is_first, return_history=True)
-    states = state.memory.dense()
+    states = dense(state.memory)
     block.eval()
     dropped = torch.zeros(20, 30)
     for t in range(30):
@@ -442,9 +444,9 @@ def test_dropout_near_1_keeps_the_state_and_eval_mode_drops_nothing() -> None:
     torch.manual_seed(0)
     block, is_first = LinearAttentionBlock(config.Models), torch.zeros(2, 8, dtype=torch.bool)
     _, state = block.train()(torch.randn(2, 8, WIDTH), is_first, return_history=True)
-    assert (state.memory.dense() == 0).all()
+    assert (dense(state.memory) == 0).all()
     _, state = block.eval()(torch.randn(2, 8, WIDTH), is_first, return_history=True)
-    assert (state.memory.dense().flatten(2).abs().amax(2) > 0).all()
+    assert (dense(state.memory).flatten(2).abs().amax(2) > 0).all()
 
 
 @torch.no_grad()
@@ -521,13 +523,13 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
     torch.manual_seed(0)
     prepared = model.codec.prepare(batch.obs.flatten(0, 1))
     post = model.encode(prepared)
-    stoch = as_vector(sample_index(post))
+    latent = as_vector(sample_index(post))
     action = F.one_hot(batch.action, ACTIONS).float()
-    deter, _ = model.sequence(stoch.view(3, 7, -1), action, batch.is_first)
+    deter, _ = model.sequence(latent.view(3, 7, -1), action, batch.is_first)
     flat = deter.flatten(0, 1)
-    target = model.two_hot.encode(batch.reward.flatten())
+    target = two_hot_weights(model.two_hot, batch.reward.flatten())
     expected = {
-        "recon_loss": model.codec.loss(model.decoder(stoch), prepared).mean(),
+        "recon_loss": model.codec.loss(model.decoder(latent), prepared).mean(),
         "reward_loss": F.cross_entropy(model.reward_head(flat), target),
         "done_loss": F.binary_cross_entropy(
             model.done_head(flat).squeeze(-1).sigmoid(), batch.done.flatten().float()
@@ -650,7 +652,7 @@ def test_it_overfits_one_batch() -> None:
 
     pixels = obs.flatten(0, 1) / 255
     mean_image_loss = 0.5 * (pixels - pixels.mean(0)).square().sum() / 12
-    encoded = model.two_hot.encode(batch.reward)
+    encoded = two_hot_weights(model.two_hot, batch.reward)
     least_reward_loss = Categorical(probs=encoded).entropy().mean()
     assert found["recon_loss"] < 0.3 * mean_image_loss
     assert found["reward_loss"] < least_reward_loss + 0.3  # log 255 = 5.5 at first

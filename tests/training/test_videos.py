@@ -18,7 +18,7 @@ from pwm_core.envs import VectorEnv, env_seeds
 from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run
 from pwm_core.paths import find_logdir
-from pwm_core.runs.mp4 import VideoWriter, enlarged
+from pwm_core.runs.mp4 import VideoWriter, enlarged, read_video
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
 from pwm_core.train import train as train_command
@@ -31,7 +31,6 @@ from pwm_dmc.envs import DMCEnv
 from pwm_dmc.rendering import try_renderer
 from tests.helpers import Data, load_small, make_agent, make_world_model
 from tests.helpers_envs import CONFIG, DEFAULTS, TINY, counting_domain
-from tests.helpers_videos import read_video
 from tests.training.catch import Catch
 
 KINDS = ("Observation", "Reconstruction", "Imagination", "Comparison", "OpenLoop")
@@ -166,7 +165,9 @@ def test_training_writes_what_the_trackers_get() -> None:
     assert {path.name for path in folder.videos.iterdir()} == names
     assert {path.name for path in keep.videos} == names
     for path, frames in keep.videos.items():
-        check_alike(read_video(path), frames, mean=12)  # tiles of 8 pixels lose more than pictures
+        check_alike(
+            read_video(path)[0], frames, mean=12
+        )  # tiles of 8 pixels lose more than pictures
 
 
 # ---------------------------------------------------------------------------------- video files
@@ -186,7 +187,7 @@ def test_video_plays_in_a_browser(tmp_path: Path) -> None:
         assert stream.codec_context.pix_fmt == "yuv420p"
         assert stream.average_rate == 10
         assert "mp4" in container.format.name
-    check_alike(read_video(path), np.stack([enlarged(frame, SIZE) for frame in frames]))
+    check_alike(read_video(path)[0], np.stack([enlarged(frame, SIZE) for frame in frames]))
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
 
 
@@ -256,7 +257,7 @@ def test_film_shows_each_step_of_the_episodes(tmp_path: Path) -> None:
                 obs[0] = env.step(np.ones(2, int)).obs
         obs += [env.step(np.full(2, action)).obs for action in episode.actions[:-1]]
         expected = np.stack([enlarged(o[episode.env], SIZE) for o in obs])
-        check_alike(read_video(path), expected, mean=2)
+        check_alike(read_video(path)[0], expected, mean=2)
 
 
 def test_what_does_not_come_out_as_evaluated_is_said(tmp_path: Path) -> None:
@@ -285,7 +286,7 @@ def test_film_of_a_game(protocol: str, tmp_path: Path) -> None:
         return AtariEnv("ALE/Pong-v5", count, 1, image_size=SIZE, **game)
 
     assert film(make_env, episodes[1:2], [path]) == []
-    frames = read_video(path)
+    frames = read_video(path)[0]
     assert frames.shape == (len(episodes[1].actions), SIZE, SIZE, 3)
     court = np.median(frames.reshape(-1, 3), axis=0)
     assert np.abs(court - (144, 72, 17)).max() < 12  # Pong's court is brown
@@ -302,7 +303,7 @@ def test_film_of_what_was_evaluated_from_vectors(tmp_path: Path) -> None:
 
     path = tmp_path / "cup.mp4"
     assert film(make_env, episodes[1:], [path]) == []
-    frames = read_video(path).astype(float)
+    frames = read_video(path)[0].astype(float)
     assert frames.shape == (10, SIZE, SIZE, 3)
     assert np.abs(np.diff(frames, axis=0)).max() > 50, "something moves"
 
@@ -329,7 +330,7 @@ def test_eval_films_its_first_episodes(capsys: pytest.CaptureFixture[str]) -> No
     assert [p.name for p in found] == [
         f"evaluation{i}_{step:09d}.mp4" for i in range(3) for step in (20, 40)
     ]
-    assert [len(read_video(path)) for path in found[::2]] == [5, 5, 7]
+    assert [len(read_video(path)[0]) for path in found[::2]] == [5, 5, 7]
     assert "warning" not in capsys.readouterr().out
 
 

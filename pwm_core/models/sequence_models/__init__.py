@@ -1,5 +1,8 @@
-"""Sequence models behind one interface. To add one, write its file and name it here and in
-``Models.WorldModel.SequenceModel``."""
+"""Sequence models behind one interface.
+
+To add one, write its file, then name it here and in the config key
+``Models.WorldModel.SequenceModel``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pwm_core.models.sequence_models.base import SequenceModel
 from pwm_core.models.sequence_models.linear_attention import LinearAttention
 
 SEQUENCE_MODELS: dict[str, type[SequenceModel]] = {"linear_attention": LinearAttention}
-"""By the values of ``Models.WorldModel.SequenceModel``."""
+"""The keys are the values of ``Models.WorldModel.SequenceModel``."""
 
 
 def make_sequence_model(models: Models, action: int) -> SequenceModel:

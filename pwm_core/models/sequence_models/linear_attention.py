@@ -1,7 +1,7 @@
-"""Linear attention with data-dependent decay: blocks that run in parallel over T or step by step.
+"""The sequence model of the paper: blocks of linear attention with data-dependent decay.
 
-Both ways compute the same numbers (PaMoRL, section 3.1); the parallel one trains, the recurrent one
-acts and imagines.
+They run in parallel over T steps or step by step, and both ways compute the same numbers (PaMoRL,
+section 3.1). Training uses the parallel way; acting and imagination use the recurrent one.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pwm_core.models.sequence_models.base import SequenceModel
 
 
 class BlockHistory(NamedTuple):
-    """The states of one block after every step of a sequence.
+    """The states of one block after every step of B sequences.
 
     Attributes:
-        memory: every attention state ``S_t``, (B, T, E, V), float32 under autocast too.
+        memory: the attention states ``S_t`` (B, T, E, V), in float32 also under autocast.
         previous: (B, T, D) the block's inputs ``u_t``, for token mixing.
     """
 
@@ -33,36 +33,45 @@ class BlockHistory(NamedTuple):
 
 
 class RecurrentMemory:
-    """``S_t`` itself, replaced at every step."""
+    """The attention state ``S_t`` (N, E, V) itself; every step replaces it."""
 
     def __init__(self, memory: Tensor) -> None:
         self.memory = memory  # (N, E, V)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
-        """Take in one step's (N, E) keys and (N, V) values; returns (N, V) ``o_t = q_t S_t``."""
+        """Update the state with one step and read it.
+
+        Args:
+            q, k: (N, E).
+            v: (N, V).
+            log_decay: (N, E) ``log g_t``.
+
+        Returns:
+            (N, V) ``o_t = q_t S_t``.
+        """
         decay = log_decay.exp().unsqueeze(-1)
         self.memory = torch.addcmul(k.unsqueeze(-1) * v.unsqueeze(-2), decay, self.memory)
         return (q.unsqueeze(-2) @ self.memory).squeeze(-2)
 
 
 class ImaginedMemory:
-    """Replayed states as they are, and beside them the few keys and values imagined since.
+    """Replayed attention states, and the keys and values of the steps imagined since.
 
-    ``o_t = (q_t G_t) S_0 + sum_j (q_t . k_j G_t / G_j) v_j``: the same numbers as
-    :class:`RecurrentMemory`, but the (E, V) states ``S_0`` are only read, never rewritten, and with
-    the chunked scan not even written out. No gradient.
+    ``o_t = (q_t G_t) S_0 + sum_j (q_t . k_j G_t / G_j) v_j``, where ``G_t`` is the product of the
+    decays up to step t. These are the numbers of :class:`RecurrentMemory`, but the states ``S_0``
+    (E, V) are only read. With the chunked scan they are never computed in full. No gradient flows.
 
     Args:
-        states: of B sequences.
+        states: the states of B sequences.
         starts: the steps of each sequence after which imagination starts, N in all.
-        zero: (N,) bool; starts whose state counts as zeros.
-        horizon: most steps imagined.
+        zero: (N,) bool, the starts whose state is zeros.
+        horizon: largest number of imagined steps.
     """
 
     def __init__(self, states: States, starts: slice, zero: Tensor, horizon: int) -> None:
         batch, _chunks, chunk, width = states.decay.shape
         first, stop, _ = starts.indices(states.length)
-        # Only the chunks that hold a start; inside them, the steps from `first` on.
+        # Keep only the chunks that hold a start.
         begin, end = first // chunk, -(-stop // chunk)
         self._shape = (batch, end - begin, chunk, width)
         self._steps = slice(first - begin * chunk, stop - begin * chunk)
@@ -74,14 +83,14 @@ class ImaginedMemory:
             None if states.values is None else states.values[:, begin:end],
         )
         count, values = len(zero), states.start.shape[-1]
-        # G_t since the start, from 0 where the start's state counts as zeros
+        # (N, E) G_t; it is 0 where the start's state is zeros
         self._decay = (~zero).to(states.start.dtype).unsqueeze(1).repeat(1, width)
         self._keys = states.start.new_zeros(count, horizon, width)  # k_j G_t / G_j
         self._values = states.start.new_zeros(count, horizon, values)
         self._length = 0
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
-        """As :meth:`RecurrentMemory.step`, at most ``horizon`` times."""
+        """See :meth:`RecurrentMemory.step`; it can be called ``horizon`` times."""
         decay = log_decay.exp()
         self._decay.mul_(decay)
         self._keys[:, : self._length].mul_(decay.unsqueeze(1))
@@ -89,11 +98,11 @@ class ImaginedMemory:
         self._values[:, self._length] = v
         self._length += 1
         keys, values = self._keys[:, : self._length], self._values[:, : self._length]
-        scores = torch.bmm(q.unsqueeze(1), keys.transpose(1, 2))  # (N, 1, h)
+        scores = torch.bmm(q.unsqueeze(1), keys.transpose(1, 2))  # (N, 1, steps imagined so far)
         return torch.baddbmm(self._read(q * self._decay).unsqueeze(1), scores, values).squeeze(1)
 
     def _read(self, query: Tensor) -> Tensor:
-        """``query`` (N, E) times the replayed states: (N, V)."""
+        """The product of ``query`` (N, E) and the replayed states: (N, V)."""
         batch, chunks, chunk, width = self._shape
         placed = query.new_zeros(batch, chunks * chunk, width)
         placed[:, self._steps] = query.view(batch, -1, width)
@@ -106,14 +115,14 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _trunc_normal(width: int, fan: float) -> Tensor:
-    """(width,) from a normal of variance 1 / fan, cut off at two standard deviations."""
-    # 0.8796: the standard deviation of a unit normal cut off at two.
+    """(width,) from a normal of variance 1 / fan that is truncated at two standard deviations."""
+    # 0.8796 is the standard deviation of a unit normal that is truncated at two.
     std = (1.0 / fan) ** 0.5 / 0.87962566103423978
     return nn.init.trunc_normal_(torch.empty(width), std=std, a=-2 * std, b=2 * std)
 
 
 class LinearAttentionBlock(nn.Module):
-    """Token mixing, linear attention with data-dependent decay, gated unit."""
+    """Token mixing, linear attention with data-dependent decay, and a gated unit."""
 
     def __init__(self, models: Models) -> None:
         super().__init__()
@@ -126,7 +135,7 @@ class LinearAttentionBlock(nn.Module):
         )
         fan = {"width": width, "mean": (width + 1) / 2}[config.MixFan]
         self.mix = nn.Parameter(_trunc_normal(width, fan))
-        # W_q, W_k, W_v, W_r as one product; each is initialised as a Linear of its own would be.
+        # W_q, W_k, W_v, W_r as one product; each is initialised like a separate Linear.
         self.projections = nn.Linear(width, 4 * inner, bias=False)
         self.decay = nn.Linear(width, inner, bias=False)
         self.attention_norm = nn.RMSNorm(inner, eps=NORM_EPS) if config.RMSNorm else nn.Identity()
@@ -136,10 +145,16 @@ class LinearAttentionBlock(nn.Module):
         self.gated = GatedUnit(width, config.BlockAct, config.Dropout)
 
     def _project(self, u: Tensor, previous: Tensor, keep: Tensor | None) -> tuple[Tensor, ...]:
-        """Inputs (..., D) and those before them -> q, k (..., E), v (..., V), log g, at least
-        float32.
+        """The projections of a block's inputs, at least float32.
 
-        ``keep`` (..., 1) is 0 for dropped tokens: their inputs are zeros and their decay is 1.
+        Args:
+            u: (..., D) inputs ``u_t``.
+            previous: (..., D) inputs ``u_{t-1}``.
+            keep: (..., 1), 0 for dropped tokens, whose inputs are zeros and whose decay is 1; None
+                drops nothing.
+
+        Returns:
+            q (..., E), k (..., E), v (..., V) and log g (..., E).
         """
         mixed = torch.lerp(previous.to(u.dtype), u, torch.sigmoid(self.mix + 1).to(u.dtype))  # m_t
         kept = u if keep is None else u * keep
@@ -161,8 +176,11 @@ class LinearAttentionBlock(nn.Module):
 
         Args:
             u: (B, T, D).
-            is_first: (B, T) bool; the state and the input before such a step count as zeros.
+            is_first: (B, T) bool; the state and the input before such a step are zeros.
             return_history: also return the states after every step.
+
+        Returns:
+            (B, T, D), and the history or None.
         """
         previous = torch.cat([torch.zeros_like(u[:, :1]), u[:, :-1]], dim=1)
         previous = previous.masked_fill(is_first.unsqueeze(-1), 0.0)
@@ -177,7 +195,16 @@ class LinearAttentionBlock(nn.Module):
         return self._finish(u, attended.output), history
 
     def step(self, u: Tensor, previous: Tensor, memory: RecurrentMemory | ImaginedMemory) -> Tensor:
-        """One step (N, D) after ``previous`` (N, D); ``memory`` takes it in. No token dropout."""
+        """One step without token dropout; ``memory`` is updated in place.
+
+        Args:
+            u: (N, D) input ``u_t``.
+            previous: (N, D) input ``u_{t-1}``.
+            memory: the attention states after step t-1.
+
+        Returns:
+            (N, D).
+        """
         q, k, v, log_decay = self._project(u, previous, None)
         with torch.autocast(u.device.type, enabled=False):
             attended = memory.step(q, k, v, log_decay)
@@ -186,18 +213,18 @@ class LinearAttentionBlock(nn.Module):
 
 @dataclass
 class LinearAttentionState:
-    """Where the sequence model stands in each of N sequences.
+    """The recurrent state of the sequence model for N sequences.
 
     Attributes:
-        previous: per block, (N, D) the input of the last step.
-        memories: per block, its ``S_t``.
+        previous: for each block, (N, D) its input at the last step.
+        memories: for each block, its attention states.
     """
 
     previous: list[Tensor]
     memories: list[RecurrentMemory]
 
     def reset(self, is_first: Tensor) -> LinearAttentionState:
-        """A copy that is zeros in the sequences that begin anew; ``is_first`` is (N,) bool."""
+        """A copy that is zeros where ``is_first`` (N,) bool is set."""
         mask = is_first.unsqueeze(-1)
         return LinearAttentionState(
             [previous.masked_fill(mask, 0.0) for previous in self.previous],
@@ -222,19 +249,19 @@ class LinearAttentionState:
             memory.memory.copy_(new_memory.memory)
 
     def state_dict(self) -> dict[str, Any]:
-        """Its tensors."""
+        """The state's tensors by name."""
         memories = [memory.memory for memory in self.memories]
         return {"previous": self.previous, "memories": memories}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`; tensors keep their place in memory."""
+        """The inverse of :meth:`state_dict`; the tensors keep their place in memory."""
         memories = [RecurrentMemory(memory) for memory in state["memories"]]
         self.copy_(LinearAttentionState(state["previous"], memories))
 
 
 @dataclass
 class ImaginationState:
-    """As :class:`LinearAttentionState`, for imagined steps from replayed states."""
+    """A :class:`LinearAttentionState` for imagined steps that start from replayed states."""
 
     previous: list[Tensor]
     memories: list[ImaginedMemory]
@@ -244,7 +271,7 @@ class History(NamedTuple):
     """The states after every step of B replayed sequences.
 
     Attributes:
-        blocks: per block, its states.
+        blocks: the states of each block.
     """
 
     blocks: list[BlockHistory]
@@ -292,7 +319,10 @@ class LinearAttention(SequenceModel):
     def step(
         self, latent: Tensor, action: Tensor, state: LinearAttentionState | ImaginationState
     ) -> Tensor:
-        """One step: a latent and an action (N, A) -> deter (N, D); updates ``state`` in place."""
+        """One step: a latent and an action (N, A) -> deter (N, D).
+
+        ``state`` is updated in place.
+        """
         hidden = self.input_layer(action, latent)
         for index, block in enumerate(self.blocks):
             previous = state.previous[index]
@@ -304,7 +334,7 @@ class LinearAttention(SequenceModel):
         return hidden.tanh() if self.output_tanh else hidden
 
     def initial_state(self, count: int, device: torch.device) -> LinearAttentionState:
-        """Zero states of ``count`` sequences, in the type of the parameters."""
+        """Zero states for ``count`` sequences, in the dtype of the parameters."""
         zeros = functools.partial(torch.zeros, dtype=self.blocks[0].mix.dtype, device=device)
         return LinearAttentionState(
             [zeros(count, block.width) for block in self.blocks],

@@ -1,0 +1,1 @@
+"""Sweeps: many runs (tasks x variants x seeds) on a Slurm cluster or on one machine."""

@@ -1,0 +1,110 @@
+"""Gather what is worth keeping of a finished run beside its scores::
+
+    python -m sweep.collect <run name>
+
+``eval_result/<run>.metrics.jsonl`` holds its metrics, averaged over equal shares of the run so
+that it stays below 200 KB; ``<run>.training.json`` hardware, versions and time; the newest
+imagination and open-loop videos come along where they are below 1 MB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+from pwm_core.errors import UserError
+from sweep.places import Places, project_places, read_json, write_json
+
+METRICS_BYTES, VIDEO_BYTES = 200_000, 1_000_000
+VIDEOS = ("imagination", "openloop")
+
+Record = dict[str, float]
+
+
+def downsample(records: list[Record], limit: int = METRICS_BYTES) -> str:
+    """JSON lines of at most ``limit`` bytes: means over equal shares of the steps, each at its
+    share's last step. As many shares as fit; all records as they are where those fit."""
+    count = len(records)
+    while True:
+        lines = "".join(json.dumps(record) + "\n" for record in _averaged(records, count))
+        if len(lines) <= limit or count <= 1:
+            return lines
+        count = min(count - 1, int(count * limit / len(lines)))
+
+
+def _averaged(records: list[Record], count: int) -> list[Record]:
+    if count >= len(records):
+        return records
+    shares: dict[int, list[Record]] = defaultdict(list)
+    last = max(record["step"] for record in records)
+    for record in records:
+        shares[min(int(record["step"] * count / last), count - 1)].append(record)
+    return [_mean(share) for _, share in sorted(shares.items())]
+
+
+def _mean(records: list[Record]) -> Record:
+    """Counters (step, frames, episodes) of the last record, means of everything else."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        for key, value in record.items():
+            if value is not None:
+                values[key].append(value)
+    counters = ("step", "frames", "Rollout/episodes")
+    return {
+        key: found[-1] if key in counters else float(f"{sum(found) / len(found):.6g}")
+        for key, found in values.items()
+    }
+
+
+def collect(name: str, places: Places) -> None:
+    """Of the run called ``name``, beside its scores.
+
+    Raises:
+        UserError: there is no such run, or its files are damaged.
+    """
+    folder, results = places.run(name), places.results
+    about = read_json(folder / "run.json")
+    if not about:
+        raise UserError(f"there is no run named {name} in {places.runs}, or its run.json is gone")
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        seconds = sum(map(int, _text(folder / "seconds").split()))
+    except ValueError as error:
+        raise UserError(f"{folder}: metrics.jsonl or seconds is damaged: {error}") from None
+    temporary = results / f".{name}.metrics.jsonl.{os.getpid()}.tmp"
+    temporary.write_text(downsample(records), encoding="utf-8")
+    os.replace(temporary, results / f"{name}.metrics.jsonl")
+    for kind in VIDEOS:
+        found = sorted((folder / "videos").glob(f"{kind}_*.mp4"))
+        if found and found[-1].stat().st_size <= VIDEO_BYTES:
+            shutil.copyfile(found[-1], results / f"{name}.{kind}.mp4")
+    if seconds:
+        about["seconds"] = seconds
+    write_json(results / f"{name}.training.json", about)  # last: it says that all is there
+
+
+def _text(path: Path) -> str:
+    """Of a file; empty where there is none."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def main() -> None:
+    """Parse the flags, collect, say where."""
+    from pwm_core.cli import Parser  # here: it loads torch, which jobs do without
+
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    places = project_places()
+    for name in parser.parse_args().runs:
+        collect(name, places)
+        print(f"{name}: collected into {places.results}")
+
+
+if __name__ == "__main__":
+    from pwm_core.cli import run_command
+
+    run_command(main)

@@ -1,0 +1,167 @@
+"""How long a sweep takes and what it writes, from what was measured."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pwm_core.config import REPOSITORY, Config
+from pwm_core.errors import UserError
+from sweep.domains import find_domain
+from sweep.places import Places, read_json
+from sweep.plan import Plan, relative
+from sweep.run import Run
+
+BENCHMARKS = REPOSITORY / "benchmarks" / "results"
+COST = {
+    "BasicSettings": ("ObsShape", "ObsType", "UseAmp", "FrameSkip"),
+    "JointTrainAgent": (
+        *("NumEnvs", "BatchSize", "BatchLength", "ImagineBatchSize", "ImagineContext"),
+        *("ImagineHorizon", "TrainModelEverySteps", "TrainAgentEverySteps", "AgentUpdate"),
+    ),
+}
+"""Keys that the time of a step depends on, beside all sizes of the models."""
+SIZES = ("Hidden", "NumBin", "Stoch", "Discrete")
+LAYERS = ("Stem", "MinRes", "MLPLayers", "MLPUnits", "Blocks", "HeadDivisor")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Agent steps a second, and where they were measured."""
+
+    rate: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes of a run while it trains, and of what is left of it."""
+
+    training: int
+    kept: int
+
+
+def _cost(config: dict[str, Any]) -> list[Any]:
+    """What of a config the time of a step depends on."""
+    models = config.get("Models", {})
+    found = [config.get(section, {}).get(key) for section, keys in COST.items() for key in keys]
+    found += [models.get(key) for key in SIZES]
+    found += [models.get("WorldModel", {}).get(key) for key in LAYERS]
+    return [list(value) if isinstance(value, tuple) else value for value in found]
+
+
+def _finished(places: Places) -> Iterator[tuple[dict[str, Any], str, float, str]]:
+    """(config, domain, steps a second, source) of runs whose time was noted."""
+    for path in sorted(places.results.glob("*.training.json")):
+        name = path.name.removesuffix(".training.json")
+        about, scores = read_json(path), places.scores(name)
+        steps = _last_step(places.results / f"{name}.csv")
+        if about.get("seconds") and steps and isinstance(scores.get("config"), dict):
+            where = about.get("hardware", {})
+            source = f"run {name} on {where.get('name')} ({where.get('device')})"
+            yield scores["config"], about["domain"], steps / about["seconds"], source
+    for path in sorted(places.runs.glob("*/seconds")):
+        name, about = path.parent.name, read_json(path.parent / "run.json")
+        steps = places.checkpoints(name)
+        try:
+            seconds = sum(map(int, path.read_text().split()))
+            config = yaml.safe_load((path.parent / "config.yaml").read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        if steps and seconds and about:
+            where = about.get("hardware", {})
+            source = f"run {name} on {where.get('name')} ({where.get('device')})"
+            yield config, about["domain"], steps[-1] / seconds, source
+
+
+def _last_step(scores: Path) -> int:
+    try:
+        return int(scores.read_text(encoding="utf-8").splitlines()[-1].split(",")[0])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _benchmarked(run: Run) -> Iterator[Speed]:
+    """What ``python -m benchmarks.end_to_end`` measured with the run's config file."""
+    for path in sorted(BENCHMARKS.glob("end_to_end_*.json")):
+        content = read_json(path)
+        for row in content.get("rows", []):
+            if row.get("config") == relative(run.config) and not row.get("changes"):
+                machine = content.get("machine", {}).get("cpu", "?")
+                yield Speed(row["steps/s"], f"{path.name} ({machine})")
+
+
+def measured_speed(plan: Plan, run: Run, places: Places) -> Speed | None:
+    """The median over finished runs of the same cost, else a benchmark of the config file, else
+    None."""
+    wanted = _cost(json.loads(plan.config(run).model_dump_json()))
+    rates: dict[str, list[float]] = {}
+    for config, domain, rate, source in _finished(places):
+        if domain == run.domain and _cost(config) == wanted:
+            rates.setdefault(source, []).append(rate)
+    if rates:
+        values = [rate for found in rates.values() for rate in found]
+        more = f" and {len(rates) - 1} more" if len(rates) > 1 else ""
+        return Speed(statistics.median(values), next(iter(rates)) + more)
+    if run.overrides and any(not text.startswith("JointTrainAgent.SampleMax")
+                             and not text.startswith("JointTrainAgent.BufferMax")
+                             for text in run.overrides):  # fmt: skip
+        return None
+    return next(_benchmarked(run), None)
+
+
+def _bytes(tree: Any) -> int:
+    """Of all tensors in a nest of dicts and lists."""
+    if isinstance(tree, dict):
+        return sum(_bytes(value) for value in tree.values())
+    if isinstance(tree, list | tuple):
+        return sum(_bytes(value) for value in tree)
+    return getattr(tree, "nbytes", 0)
+
+
+def measured_disk(plan: Plan, run: Run) -> Disk:
+    """From the model and one transition of the task, which are made for it.
+
+    Two points are kept to go on from, each with the weights and an optimiser's two moments of every
+    weight; the replay lies beside them once.
+
+    Raises:
+        UserError: the environment cannot be made on this machine.
+    """
+    from pwm_core.cli import make_agent
+
+    domain, config = find_domain(run.domain), plan.config(run)
+    env = domain.make_env(config, run.env_name, 1, run.seed)
+    try:
+        state = make_agent(domain, config, env, "cpu").state_dict()
+        weights = _bytes([state["world_model"], state["actor_critic"]])
+        steps = min(run.steps, config.JointTrainAgent.BufferMaxLength)
+        replay = domain.transition(config, env).nbytes(steps)
+    finally:
+        env.close()
+    kept = plan.sweep.keep or _checkpoints(config, run.steps)
+    return Disk(max(kept, 2) * weights + 2 * 2 * weights + replay, kept * weights)
+
+
+def _checkpoints(config: Config, steps: int) -> int:
+    return max(1, -(-steps // config.JointTrainAgent.SaveEverySteps))
+
+
+def parallel(plan: Plan, slots: int | None) -> int:
+    """Runs at the same time: ``slots`` here, or on Slurm as many as its array may have."""
+    wanted = plan.sweep.resources
+    return slots if slots else wanted.most_jobs * wanted.runs_per_job
+
+
+def try_disk(plan: Plan, run: Run) -> Disk | str:
+    """As :func:`measured_disk`; the reason where it cannot be known."""
+    try:
+        return measured_disk(plan, run)
+    except UserError as error:
+        return str(error)

@@ -1,0 +1,131 @@
+"""Where runs and their results lie, and what of a run is there already.
+
+A :class:`Places` is made where torch is imported anyway; jobs get it with their work.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pwm_core.paths import find_logdir
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders that everything of a sweep lies in.
+
+    Attributes:
+        runs: run folders, as ``ckpt``.
+        results: score files, as ``eval_result``.
+    """
+
+    runs: Path
+    results: Path
+
+    @property
+    def records(self) -> Path:
+        """What sweeps remember of runs."""
+        return self.runs / ".sweeps" / "runs"
+
+    def sweep(self, name: str) -> Path:
+        """What is known of one sweep."""
+        return self.runs / ".sweeps" / name
+
+    def log(self, run: str) -> Path:
+        """What a run's commands print."""
+        return self.runs / "logs" / f"{run}.log"
+
+    def run(self, name: str) -> Path:
+        """A run's folder."""
+        return self.runs / name
+
+    def checkpoints(self, run: str) -> list[int]:
+        """Steps of which the weights are there, ascending."""
+        return _numbers(self.run(run) / "checkpoints", ".pt")
+
+    def points(self, run: str) -> list[int]:
+        """Steps that the run could go on from, ascending."""
+        return _numbers(self.run(run) / "resume", ".json")
+
+    def trained(self, run: str, steps: int) -> bool:
+        """Whether the run has come to its end."""
+        done = self.checkpoints(run)
+        return not self.points(run) and bool(done) and done[-1] >= steps
+
+    def scored(self, run: str, steps: int) -> bool:
+        """Whether there is a score of the run's last step, and the JSON that explains it."""
+        try:
+            with open(self.results / f"{run}.csv", newline="", encoding="utf-8") as file:
+                rows = [row[0] for row in csv.reader(file) if row and row[0].isdigit()]
+        except (OSError, ValueError):
+            return False
+        return any(int(row) >= steps for row in rows) and bool(self.scores(run))
+
+    def scores(self, run: str) -> dict[str, Any]:
+        """What the JSON beside the scores says; empty where there is none."""
+        return read_json(self.results / f"{run}.json")
+
+    def collected(self, run: str) -> bool:
+        """Whether metrics and settings lie beside the scores, or their source is gone."""
+        kept = (self.results / f"{run}{end}" for end in (".metrics.jsonl", ".training.json"))
+        return all(path.is_file() for path in kept) or not self.run(run).is_dir()
+
+    def done(self, run: str, steps: int) -> bool:
+        """Whether nothing is left to do, as the results tell."""
+        return self.scored(run, steps) and self.collected(run)
+
+
+def project_places() -> Places:
+    """Where the commands of this project put things."""
+    folder = find_logdir()
+    return Places(folder.runs, folder.scores)
+
+
+def child_environment(places: Places) -> dict[str, str]:
+    """Variables that tell the commands of this project where to put things."""
+    return {}
+
+
+def _numbers(folder: Path, end: str) -> list[int]:
+    stems = (path.name.removesuffix(end) for path in folder.glob(f"*{end}"))
+    return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file; empty where there is none, or half of one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace ``path`` in one move, so that a reader finds the old object or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def last_metrics(path: Path, block: int = 1 << 16) -> Iterator[dict[str, Any]]:
+    """The last records of a metrics file, the newest first; those in its last ``block`` bytes."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - block))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:  # the line that the block begins in the middle of
+            continue
+        if isinstance(record, dict) and "step" in record:
+            yield record

@@ -1,0 +1,28 @@
+"""What is kept of a finished run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from sweep.collect import downsample
+
+
+def test_metrics_are_averaged_to_fit() -> None:
+    records = [
+        {"step": i + 1, "frames": 2 * (i + 1), "loss": float(i), "gap": None if i % 2 else 4.0}
+        for i in range(1000)
+    ]
+    whole = downsample(records, limit=10**6)
+    assert [json.loads(line) for line in whole.splitlines()] == records
+    small = downsample(records, limit=4000)
+    kept = [json.loads(line) for line in small.splitlines()]
+    assert 2000 < len(small) <= 4000
+    assert kept[-1]["step"] == 1000
+    assert all(record["frames"] == 2 * record["step"] for record in kept)
+    assert all(record["gap"] == 4.0 for record in kept)
+    widths = [b["step"] - a["step"] for a, b in itertools.pairwise(kept)]
+    assert max(widths) - min(widths) <= 1
+    assert kept[0]["loss"] == pytest.approx((kept[0]["step"] - 1) / 2)

@@ -1,0 +1,268 @@
+"""Sweep files, the runs they stand for, and what is refused before anything begins."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pwm_core.config import REPOSITORY
+from pwm_core.errors import UserError
+from pwm_core.runs import run_folder
+from pwm_core.training import evaluation
+from sweep import schema
+from sweep.__main__ import main
+from sweep.domains import find_domain, names
+from sweep.estimate import measured_disk, measured_speed
+from sweep.places import Places, project_places
+from sweep.plan import Plan, make_plan, other_settings
+from sweep.states import Observer
+
+SWEEPS = REPOSITORY / "config_files" / "sweeps"
+FILE = {"domain": "atari", "tasks": ["Pong", "Boxing"], "seeds": [1, 2]}
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+    """Folders of this test's own."""
+    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
+    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
+    return project_places()
+
+
+def write(path: Path, content: Any) -> Path:
+    file = path / "own.yaml"
+    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return file
+
+
+def plan_of(path: Path, **keys: Any) -> Plan:
+    return make_plan(schema.load(write(path, {**FILE, **keys})))
+
+
+def test_the_benchmarks_are_whole() -> None:
+    atari = make_plan(schema.load(SWEEPS / "atari100k.yaml"))
+    assert len(atari.runs) == 26 * 5
+    assert {(run.steps, run.frame_skip) for run in atari.runs} == {(102_000, 4)}
+    dmc = make_plan(schema.load(SWEEPS / "dmc.yaml"))
+    assert len(dmc.runs) == 16 * 2 * 5
+    frames = {(run.task, run.variant): run.steps * run.frame_skip for run in dmc.runs}
+    assert frames["cartpole_balance", "proprio"] == 100_000
+    assert frames["cheetah_run", "proprio"] == 200_000
+    assert frames["cartpole_balance", "visual"] == 200_000
+    assert frames["cheetah_run", "visual"] == 400_000
+    assert sum(frames.values()) == 8 * (100_000 + 200_000 + 200_000 + 400_000)
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_file_is_valid(path: Path) -> None:
+    assert make_plan(schema.load(path)).runs
+
+
+def test_every_domain_is_found_without_being_named() -> None:
+    assert {"atari", "dmc"} <= set(names())
+    for name in names():
+        lists = find_domain(name).benchmark.lists
+        assert len(lists["all"]) == len(set(lists["all"])) > 1
+
+
+def test_names_order_and_flags(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path, suffix="x", overrides={"Models.Hidden": 64}, budget=40_000,
+        variants={"a": {}, "b": {"overrides": {"Models": {"Hidden": 128}}}},
+        per_task={"Boxing": {"budget": 80_000}},
+    )  # fmt: skip
+    assert [run.name for run in plan.runs][:4] == [
+        *("Pong-a-x-seed1", "Boxing-a-x-seed1", "Pong-b-x-seed1", "Boxing-b-x-seed1")
+    ]
+    assert [run.steps for run in plan.runs][:2] == [10_000, 20_000]
+    assert plan.config(plan.runs[2]).Models.Hidden == 128
+    assert plan.config(plan.runs[4]).BasicSettings.Seed == 2
+    assert plan.runs[0].env_name == "ALE/Pong-v5"
+    assert make_plan(plan.sweep, ["*-b-x-seed2"]).runs == (plan.runs[6], plan.runs[7])
+
+
+def test_a_budget_counts_the_action_repeat(tmp_path: Path) -> None:
+    keys = {"domain": "dmc", "tasks": "cup_catch", "budget": "benchmark"}
+    own = {"BasicSettings.FrameSkip": 4, "BasicSettings.ObsType": "proprio"}
+    run = plan_of(tmp_path, **keys, overrides=own).runs[0]
+    assert (run.steps, run.frame_skip) == (25_000, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({**FILE, "seed": [1]}, "unknown key seed; did you mean 'seeds'"),
+        ({**FILE, "resources": {"gpu": 1}}, "unknown key resources.gpu; did you mean 'gpus'"),
+        ({**FILE, "variants": {"a": {"overides": {}}}}, "did you mean 'overrides'"),
+        ({"domain": "atari"}, "seeds is missing"),
+        ({**FILE, "domain": "atarri"}, "unknown domain 'atarri'; did you mean 'atari'?"),
+        ({**FILE, "tasks": ["Pnog"]}, "unknown game 'ALE/Pnog-v5'; did you mean"),
+        ({**FILE, "tasks": ["Pong", "Pong"]}, "it holds Pong twice"),
+        ({**FILE, "tasks": []}, "at least one entry is needed"),
+        ({**FILE, "seeds": [-1]}, "seeds.0 = -1 is not valid"),
+        ({**FILE, "seeds": [True]}, "seeds.0 = True is not valid"),
+        ({**FILE, "budget": "short"}, "budget must be config, benchmark or a number"),
+        ({**FILE, "per_task": {"Bxing": {}}}, "per_task.Bxing is no task of the sweep; did you"),
+        ({**FILE, "overrides": {"Models.Hiden": 3}}, "unknown key Models.Hiden; did you mean"),
+        ({**FILE, "overrides": {"Models.Hidden": 30}}, "HeadDivisor = 4 is impossible"),
+        ({**FILE, "config": "none.yaml"}, "config file none.yaml does not exist"),
+        ({**FILE, "suffix": "a/b"}, "suffix = 'a/b' is not valid"),
+        ({**FILE, "resources": {"mem": "lots"}}, "resources.mem = 'lots' is not valid"),
+        ({**FILE, "resources": {"time": "soon"}}, "write hours:minutes:seconds in quotes"),
+        ("seeds: [1]\nseeds: [2]\n", "the key seeds is given twice"),
+        ("seeds: [1", "is not valid YAML"),
+        ("- 1", "holds no keys"),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path: Path, places: Places, content: Any, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        main([str(write(tmp_path, content)), "--local"])
+    assert says in str(error.value)
+    assert not places.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--set", "seeds"], "write key=value"),
+        (["--set", "resources.gpu=1"], "unknown key resources.gpu"),
+        (["--only", "Pnog*"], "--only Pnog*: no run of that name"),
+        (["--status", "--cancel"], "not allowed with"),
+    ],
+)
+def test_bad_flags_are_one_line(
+    tmp_path: Path, places: Places, flags: list[str], says: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        main([str(write(tmp_path, FILE)), "--local", *flags])
+    assert says in str(error.value)
+    assert not places.runs.exists()
+
+
+def test_a_missing_file_names_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"does not exist; there are .*atari100k\.yaml"):
+        main(["none.yaml"])
+
+
+def test_times_are_minutes(tmp_path: Path) -> None:
+    for text, minutes in (("02:30:00", 150), ("1-00:00:01", 1441), (90, 90)):
+        assert plan_of(tmp_path, resources={"time": text}).sweep.resources.time == minutes
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may read; pytest's are for one user alone."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(open_folder: Path) -> None:
+    """As another user where this is root, whom no permission stops."""
+    tmp_path = open_folder
+    file = write(tmp_path, FILE)
+    (tmp_path / "eval_result").mkdir(mode=0o555)
+    (tmp_path / "ckpt").mkdir(mode=0o555)
+    script = (
+        "import sys; from pathlib import Path\n"
+        f"sys.path.insert(0, {str(REPOSITORY)!r}); root = Path({str(tmp_path)!r})\n"
+        "from pwm_core.cli import run_command; from pwm_core.runs import run_folder\n"
+        "from pwm_core.training import evaluation; from sweep.__main__ import main\n"
+        "import os; run_folder.RUNS, evaluation.RESULTS = root / 'ckpt', root / 'eval_result'\n"
+        "os.geteuid() or os.seteuid(65534)\n"
+        f"run_command(lambda: main([{str(file)!r}, '--local']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "cannot be made: Permission denied" in done.stderr
+    assert os.listdir(tmp_path / "ckpt") == []
+
+
+# ---------------------------------------------------------------------------- what is there
+
+
+def leave_results(places: Places, plan: Plan, step: int, **changes: Any) -> None:
+    """Scores, metrics and settings of the plan's first run, as if it had come to ``step``."""
+    places.results.mkdir(parents=True, exist_ok=True)
+    run = plan.runs[0]
+    config = plan.config(run).model_dump(mode="json")
+    config["Models"].update(changes)
+    (places.results / f"{run.name}.csv").write_text(f"step,frames,mean,std\n{step},1,2,3\n")
+    (places.results / f"{run.name}.json").write_text(json.dumps({"config": config}))
+    hardware = {"name": "toy", "device": "cpu"}
+    about = {"domain": run.domain, "task": run.env_name, "seconds": 500, "hardware": hardware}
+    (places.results / f"{run.name}.training.json").write_text(json.dumps(about))
+    (places.results / f"{run.name}.metrics.jsonl").write_text("")
+
+
+def test_a_finished_run_is_known_by_its_results(tmp_path: Path, places: Places) -> None:
+    plan = plan_of(tmp_path)
+
+    def state() -> str:
+        return Observer(places, {}, plan.sweep.name).states(plan.runs)[0].state
+
+    assert state() == "not started"
+    leave_results(places, plan, plan.runs[0].steps - 1)
+    assert state() == "not started"
+    leave_results(places, plan, plan.runs[0].steps)
+    assert state() == "done"
+    places.run(plan.runs[0].name).mkdir(parents=True)
+    (places.results / f"{plan.runs[0].name}.training.json").unlink()
+    assert state() == "not started"  # it is still to be collected
+
+
+def test_results_of_other_settings_are_not_taken_for_a_run(tmp_path: Path, places: Places) -> None:
+    plan = plan_of(tmp_path)
+    leave_results(places, plan, plan.runs[0].steps)
+    assert other_settings(plan, plan.runs[0], places) == ""
+    leave_results(places, plan, plan.runs[0].steps, Hidden=64)
+    with pytest.raises(UserError, match=r"Models\.Hidden was 64 and is 512; give the sweep"):
+        main([str(write(tmp_path, FILE)), "--local"])
+    assert not places.runs.exists()
+
+
+def test_speed_comes_from_runs_of_the_same_cost(tmp_path: Path, places: Places) -> None:
+    plan = plan_of(tmp_path)
+    assert measured_speed(plan, plan.runs[0], places) is None
+    leave_results(places, plan, 1000)
+    speed = measured_speed(plan, plan.runs[1], places)
+    assert speed is not None
+    assert (speed.rate, speed.source) == (2.0, "run Pong-seed1 on toy (cpu)")
+    leave_results(places, plan, 1000, Hidden=64)
+    assert measured_speed(plan, plan.runs[1], places) is None
+
+
+def test_disk_is_that_of_weights_optimisers_and_replay(tmp_path: Path) -> None:
+    keys = {"config": "config_files/atari_tiny.yaml", "keep": 3}
+    plan = plan_of(tmp_path, **keys)
+    disk = measured_disk(plan, plan.runs[0])
+    weights = disk.kept / 3
+    replay = plan.runs[0].steps * (64 * 64 * 3 + 8 + 4 + 1 + 1)
+    assert disk.training == pytest.approx(7 * weights + replay)
+    assert 1e6 < weights < 2e7
+
+
+def test_a_dry_run_starts_nothing(
+    tmp_path: Path, places: Places, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tmp_path, config="config_files/atari_tiny.yaml")
+    leave_results(places, plan, plan.runs[0].steps)
+    file = write(tmp_path, {**FILE, "config": "config_files/atari_tiny.yaml"})
+    main([str(file), "--dry-run", "--local"])
+    text = capsys.readouterr().out
+    assert "4 runs: 3 not started, 1 done; 3 would be started on this machine" in text
+    assert f"time: {3 * 500 / 3600:.3g} hours of training in all" in text
+    assert "disk: " in text
+    assert not places.runs.exists()
