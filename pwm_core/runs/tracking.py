@@ -265,7 +265,7 @@ class Tracker:
         self._pending.update(metrics)
 
     def video(self, step: int, name: str, frames: np.ndarray) -> None:
-        """Write ``frames`` (T, H, W, 3) uint8 to ``videos/<name>_<step>.mp4``; pass them to all sinks."""
+        """Write ``frames`` (T, H, W, 3) uint8 as an mp4, and pass them to all sinks."""
         path = self._videos / f"{name.split('/')[-1].lower()}_{step:09d}.mp4"
         try:
             write_video(path, frames)
