@@ -11,7 +11,7 @@ from pwm_core.models.distributions import categorical_entropy, one_hot, sample_i
 
 
 class CategoricalPolicy:
-    """A discrete policy; actions are indices (...) int64."""
+    """A categorical policy; actions are indices (...) int64."""
 
     discrete = True
 
@@ -20,11 +20,11 @@ class CategoricalPolicy:
         self.output_width = num_actions
 
     def sample(self, output: Tensor) -> Tensor:
-        """``output`` (..., A) logits -> actions (...) int64."""
+        """Draw actions (...) int64 from the logits ``output`` (..., A)."""
         return sample_index(output.float().softmax(-1))
 
     def mode(self, output: Tensor) -> Tensor:
-        """The most probable action."""
+        """The most probable actions (...) int64."""
         return output.argmax(-1)
 
     def log_prob(self, output: Tensor, action: Tensor) -> Tensor:
@@ -32,16 +32,16 @@ class CategoricalPolicy:
         return output.float().log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self, output: Tensor) -> Tensor:
-        """(...) float32 nats."""
+        """Entropy (...) float32 in nats."""
         return categorical_entropy(output.float().log_softmax(-1))
 
     def encode(self, action: Tensor) -> Tensor:
-        """What the world model takes in: one-hot (..., A)."""
+        """The world model's input: ``action`` as one-hot vectors (..., A) float32."""
         return one_hot(action, self.num_actions)
 
 
 def make_policy(env: VectorEnv) -> CategoricalPolicy:
-    """A categorical over the game's minimal action set."""
+    """A categorical policy over the game's minimal action set."""
     return CategoricalPolicy(int(env.action_space.n))
 
 

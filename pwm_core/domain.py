@@ -1,4 +1,4 @@
-"""What a domain tells the shared code about itself."""
+"""The interface between a domain and the shared code."""
 
 from __future__ import annotations
 
@@ -52,24 +52,24 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Domain:
-    """A family of environments and how PaMoRL meets it.
+    """A family of environments, and the parts of PaMoRL that are special to it.
 
     Attributes:
         name: the package is ``pwm_<name>``; also in messages, score files and the tracker.
-        defaults: the domain's full config, the base of every other.
-        example_task: a task's name, for the help text.
-        check_task: raises UserError for a task or a config that the domain does not know.
+        defaults: path of the domain's full config, on which its other configs are based.
+        example_task: name of a task, for the help text.
+        check_task: raises UserError for a task or a config that the domain does not support.
         make_env: (config, task, number of environments, seed) -> the environments.
-        transition: (config, environments) -> what the replay stores.
+        transition: (config, environments) -> the fields that the replay stores.
         make_world_model: (config, environments) -> the world model.
         make_actor_critic: (config, environments) -> actor and critic.
         protocol: (config) -> the protocol's settings, for the score files.
-        quick_task: what ``./train.sh`` trains on when no task is named; None: ``example_task``.
-        env_bytes: (config) -> bytes of memory that one more environment takes; measured.
-        resolve: (config, task) -> the config with what depends on the task filled in.
+        quick_task: the task of ``./train.sh`` when none is named; None means ``example_task``.
+        env_bytes: (config) -> bytes of memory that one more environment takes, as measured.
+        resolve: (config, task) -> the config after filling in the settings that depend on the task.
         add_arguments: adds the domain's own flags.
-        overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
-        benchmark: the tasks it is measured on, for sweeps.
+        overrides: (parsed arguments) -> the ``-set`` overrides that those flags stand for.
+        benchmark: the tasks that the domain is measured on, for sweeps and reports.
     """
 
     name: str

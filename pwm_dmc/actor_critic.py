@@ -13,13 +13,15 @@ from pwm_core.models.actor_critic import ActorCritic
 
 
 class GaussianPolicy:
-    """Independent normals: mean tanh(.), std = min + (max - min) sigmoid(. + 2), as the published
-    agent has them (0.1 + 0.9 sigmoid). Actions (..., A) are clipped to [low, high].
+    """A Gaussian policy with independent components, as in the published agent.
+
+    From the actor's output (x, y), the mean is ``tanh(x)`` and the standard deviation is
+    ``min + (max - min) sigmoid(y + 2)``. Actions (..., A) are clipped to [low, high].
 
     Args:
         num_actions: A.
-        min_std, max_std: range of the standard deviation.
-        low, high: the bounds of an action, (A,) or scalars.
+        min_std, max_std: range of the standard deviation; the published agent has 0.1 and 1.
+        low, high: bounds of an action, (A,) or scalars.
     """
 
     discrete = False
@@ -39,22 +41,23 @@ class GaussianPolicy:
         self.low, self.high = torch.as_tensor(low), torch.as_tensor(high)
 
     def bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Lowest and highest actions, (A,) or scalars, kept on ``device``."""
+        """Lowest and highest actions on ``device``, (A,) or scalars."""
         if device not in self._bounds:
             self._bounds[device] = self.low.to(device), self.high.to(device)
         return self._bounds[device]
 
     def _parameters(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """``output`` (..., 2A) -> mean and standard deviation, (..., A) float32."""
         mean, raw = output.float().chunk(2, dim=-1)
         return mean.tanh(), self.min_std + (self.max_std - self.min_std) * (raw + 2).sigmoid()
 
     def sample(self, output: Tensor) -> Tensor:
-        """``output`` (..., 2A) -> unclipped actions (..., A) float32."""
+        """Draw unclipped actions (..., A) float32 from ``output`` (..., 2A)."""
         mean, std = self._parameters(output)
         return mean + std * torch.randn_like(mean)
 
     def mode(self, output: Tensor) -> Tensor:
-        """tanh(mean)."""
+        """The means (..., A)."""
         return self._parameters(output)[0]
 
     def log_prob(self, output: Tensor, action: Tensor) -> Tensor:
@@ -64,20 +67,20 @@ class GaussianPolicy:
         return -(0.5 * squared + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self, output: Tensor) -> Tensor:
-        """(...) float32 nats, summed over A."""
+        """Entropy (...) float32 in nats, summed over A."""
         _, std = self._parameters(output)
         return (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def encode(self, action: Tensor) -> Tensor:
-        """What the world model takes in and the environment executes: the clipped action."""
+        """The clipped ``action``, which the world model reads and the environment executes."""
         return action.clamp(*self.bounds(action.device))
 
 
 def make_policy(config: Config, env: VectorEnv) -> GaussianPolicy:
-    """Independent normals over the task's actuators."""
-    agent, space = config.Models.Agent, env.action_space
+    """A Gaussian policy over the task's actuators."""
+    settings, space = config.Models.Agent, env.action_space
     low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
-    return GaussianPolicy(len(low), agent.MinStd, agent.MaxStd, low, high)
+    return GaussianPolicy(len(low), settings.MinStd, settings.MaxStd, low, high)
 
 
 def make_actor_critic(config: Config, env: VectorEnv) -> ActorCritic:

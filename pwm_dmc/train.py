@@ -18,14 +18,14 @@ from pwm_dmc.benchmark import BENCHMARK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``-obs_type``, which stands for ``-set BasicSettings.ObsType=...``."""
+    """Add ``-obs_type``, which stands for ``-set BasicSettings.ObsType=...``."""
     parser.add_argument(
         "-obs_type", choices=["proprio", "visual"], help="vectors or pixels (the config's)"
     )
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """What ``-obs_type`` stands for."""
+    """The ``-set`` override that ``-obs_type`` stands for."""
     return [] if arguments.obs_type is None else [f"BasicSettings.ObsType={arguments.obs_type}"]
 
 

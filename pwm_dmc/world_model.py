@@ -1,4 +1,4 @@
-"""The DMC world model: pixels or proprioception in and out, continuous actions."""
+"""The DMC world model, which encodes and decodes images or vectors and takes continuous actions."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pwm_dmc.actor_critic import make_policy
 
 
 class VectorCodec:
-    """Proprioceptive vectors through an MLP either way."""
+    """MLPs that encode and decode proprioceptive vectors."""
 
     def __init__(self, models: Models, obs_size: int) -> None:
         config = models.WorldModel
         units, layers = config.MLPUnits, config.MLPLayers
         self.features = units
         self.encoder = mlp(obs_size, units, layers, models.Act)
-        latent = models.Stoch * models.Discrete
+        latent_width = models.Stoch * models.Discrete
         self.decoder = nn.Sequential(
-            *mlp(latent, units, layers, models.Act), nn.Linear(units, obs_size)
+            *mlp(latent_width, units, layers, models.Act), nn.Linear(units, obs_size)
         )
 
     def prepare(self, obs: Tensor) -> Tensor:
@@ -29,11 +29,11 @@ class VectorCodec:
         return obs.float()
 
     def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
-        """Half the squared error summed over the vector."""
+        """Half the squared error, summed over the vector: (N,) float32."""
         return 0.5 * (decoded.float() - prepared).square().sum(dim=-1)
 
     def frames(self, prepared: Tensor) -> None:
-        """There is nothing to look at."""
+        """None, because a vector is no picture."""
         return None
 
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pwm_core.config_file import load_config
 from pwm_core.paths import CONFIG_ROOT
 
@@ -108,7 +110,7 @@ def _words(key: str) -> str:
 def _number(value: Any) -> str:
     """``0.003`` -> ``3e-3``; what is no small number as it is."""
     if isinstance(value, float) and 0 < abs(value) < 0.01:
-        return re.sub(r"e-0*", "e-", f"{value:e}".replace("000000", "").replace(".e", "e"))
+        return np.format_float_scientific(value, trim="-", exp_digits=1)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -54,7 +54,7 @@ class _SumRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
-        """Table (S*K, O) and index (N, S) int64 -> (N, O)."""
+        """Table (S*K, outputs) and index (N, S) int64 -> (N, outputs)."""
         ctx.save_for_backward(index)
         ctx.rows = len(table)
         return F.embedding_bag(index, table, mode="sum")
@@ -62,7 +62,7 @@ class _SumRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Each row of the table sums the gradients of the latents that picked it: (S*K, O)."""
+        """The sum of the gradients of the latents that picked each row: (S*K, outputs)."""
         (index,) = ctx.saved_tensors
         count, slots = index.shape
         groups = -(-count // BAGS)
@@ -80,11 +80,11 @@ def sum_rows(table: Tensor, index: Tensor) -> Tensor:
     ten times faster than multiplying by zeros.
 
     Args:
-        table: (S*K, O).
+        table: (S*K, outputs).
         index: (..., S) int64, without repetition in the last dimension.
 
     Returns:
-        (..., O).
+        (..., outputs).
     """
     if index.device.type == "cpu":
         flat = _SumRows.apply(table, index.flatten(0, -2))
@@ -96,8 +96,8 @@ def sum_rows(table: Tensor, index: Tensor) -> Tensor:
 class LatentLinear(nn.Module):
     """A linear layer without bias whose input is a vector and a latent.
 
-    It is initialised as ``nn.Linear``. Its weight has the shape (inputs + S*K, O), so that each row
-    that a one-hot latent picks is contiguous.
+    It is initialised as ``nn.Linear``. Its weight has the shape (inputs + S*K, outputs), so that
+    each row that a one-hot latent picks is contiguous.
     """
 
     def __init__(self, inputs: int, stoch: int, classes: int, outputs: int) -> None:
@@ -110,7 +110,7 @@ class LatentLinear(nn.Module):
         self.register_buffer("offset", offset, persistent=False)
 
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
-        """The output (..., O) for a vector and a latent.
+        """The output (..., outputs) for a vector and a latent.
 
         Args:
             x: (..., inputs).
@@ -134,7 +134,7 @@ class LatentNet(nn.Module):
         self.rest = nn.Sequential(norm, ACTIVATIONS[models.Act](), *rest)
 
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
-        """A vector (..., inputs) and a latent, as for :class:`LatentLinear` -> (..., O)."""
+        """A vector (..., inputs) and a latent, as for :class:`LatentLinear` -> (..., outputs)."""
         return self.rest(self.first(x, latent))
 
 
@@ -148,7 +148,7 @@ class BatchNorm1d(nn.BatchNorm1d):
     """torch's BatchNorm, but in eval mode it is one pass and about five times faster."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, O) -> (N, O)."""
+        """(N, features) -> (N, features)."""
         if self.training:
             return super().forward(x)
         scale = self.weight * (self.running_var + self.eps).rsqrt()

@@ -1,4 +1,4 @@
-"""Writing videos: mp4 files that every browser plays."""
+"""Writing videos as mp4 files that browsers can play."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ FRAMES_PER_SECOND = 15
 
 
 class VideoWriter:
-    """An mp4 (H.264, 4:2:0), frame by frame. The file appears under its name once it is complete.
+    """Writes an mp4 file (H.264, 4:2:0) frame by frame.
+
+    The file appears under its name when it is complete.
 
     Args:
-        path: of the file.
+        path: path of the file.
         fps: frames per second.
         least: frames are enlarged until both sides have at least this many pixels.
     """
@@ -41,7 +43,7 @@ class VideoWriter:
         return self
 
     def write(self, frame: np.ndarray) -> None:
-        """Append ``frame`` (H, W, 1 or 3) uint8; all frames have one size."""
+        """Append ``frame`` (height, width, 1 or 3) uint8. All frames must have the same size."""
         frame = np.ascontiguousarray(enlarged(frame, self._least))
         if not self._opened:
             self._stream.height, self._stream.width = frame.shape[:2]
@@ -50,10 +52,10 @@ class VideoWriter:
         self._container.mux(self._stream.encode(picture))
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        """Finish the file, or remove it after an error."""
+        """Complete the file, or remove it after an error."""
         try:
             if kind is None:
-                self._container.mux(self._stream.encode(None))  # what the encoder still holds
+                self._container.mux(self._stream.encode(None))  # flush the encoder
         except BaseException as failure:
             self._open.__exit__(type(failure), failure, failure.__traceback__)
             raise
@@ -61,7 +63,15 @@ class VideoWriter:
 
 
 def enlarged(frame: np.ndarray, least: int) -> np.ndarray:
-    """(H, W, 1 or 3) uint8 -> RGB, every pixel a square, both sides even and at least ``least``."""
+    """Enlarge a frame by a whole factor and make it RGB.
+
+    Args:
+        frame: (height, width, 1 or 3) uint8.
+        least: smallest size of both sides of the result in pixels.
+
+    Returns:
+        (height, width, 3) uint8, whose sides are even.
+    """
     factor = -(-least // min(frame.shape[:2]))
     if factor > 1 and factor % 2:
         factor += 1
@@ -71,7 +81,7 @@ def enlarged(frame: np.ndarray, least: int) -> np.ndarray:
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) -> None:
-    """``frames`` (T, H, W, 3) uint8 to ``path``."""
+    """Write ``frames`` (T, height, width, 3) uint8 to ``path``."""
     with VideoWriter(path, fps) as video:
         for frame in frames:
             video.write(frame)

@@ -18,7 +18,7 @@ class ActingState:
     Attributes:
         deter: (N, D) ``deter_{t-1}``.
         sequence: the sequence model's state after step t-1.
-        captured: acting as a CUDA graph on this state, by ``greedy``.
+        captured: the CUDA graphs that act on this state, by ``greedy``.
     """
 
     def __init__(self, deter: Tensor, sequence: SequenceState) -> None:
@@ -27,7 +27,10 @@ class ActingState:
         self.captured: dict[bool, CapturedActing] = {}
 
     def reset(self, is_first: Tensor) -> tuple[Tensor, SequenceState]:
-        """Copies of ``deter_{t-1}`` and of the state, zeros where ``is_first`` (N,) is set."""
+        """Copies of ``deter_{t-1}`` and of the sequence model's state.
+
+        They are zeros where ``is_first`` (N,) bool is set.
+        """
         deter = self.deter.masked_fill(is_first.unsqueeze(-1), 0.0)
         return deter, self.sequence.reset(is_first)
 
@@ -37,7 +40,7 @@ class ActingState:
         self.sequence.copy_(sequence)
 
     def state_dict(self) -> dict[str, Any]:
-        """Its tensors."""
+        """The state's tensors by name."""
         return {"deter": self.deter, **self.sequence.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

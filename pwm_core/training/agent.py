@@ -1,4 +1,4 @@
-"""The agent: world model and actor-critic, how one training step updates them, and how it acts."""
+"""The agent: a world model and an actor-critic, one training step of both, and acting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Agent:
     """World model and actor-critic with their optimisers, on one device.
 
     Attributes:
-        optimizers: of ``WorldModel`` and ``ActorCritic``.
+        optimizers: by the names ``WorldModel`` and ``ActorCritic``.
         uses_cuda_graph: whether updates and acting run as CUDA graphs.
     """
 
@@ -65,7 +65,7 @@ class Agent:
         self._amp = config.BasicSettings.UseAmp and has_bfloat16(device)
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 in the networks where ``UseAmp`` asks for it and the device computes in it."""
+        """Compute in bfloat16 if ``UseAmp`` is set and the device supports it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._amp)
 
     # ------------------------------------------------------------------------- one training step
@@ -73,9 +73,14 @@ class Agent:
     def update(
         self, batch: Batch, *, world_model: bool = True, actor_critic: bool = True
     ) -> Metrics:
-        """One training step: learn the world from ``batch``, then behaviour inside the world model.
+        """One training step: update the world model on ``batch``, then the actor-critic inside it.
 
-        Metrics are scalars that stay on the device.
+        Args:
+            batch: replayed sequences.
+            world_model, actor_critic: which of the two updates to make.
+
+        Returns:
+            metrics, scalars that stay on the device.
         """
         metrics: Metrics = {}
         if world_model:
@@ -94,7 +99,7 @@ class Agent:
         return {f"WorldModel/{name}": value for name, value in metrics.items()}
 
     def imagine(self, batch: Batch) -> Trajectory:
-        """Rollouts of the policy inside the world model, from the replayed states of ``batch``."""
+        """Rollouts of the policy inside the world model that start from the states of ``batch``."""
         settings = self.config.JointTrainAgent
         self.world_model.eval()
         rows = Batch(*(field[: settings.ImagineBatchSize] for field in batch))
@@ -119,8 +124,10 @@ class Agent:
         return {f"ActorCritic/{name}": value for name, value in metrics.items()}
 
     def training_step(self, replay: ReplayBuffer) -> Callable[..., Metrics]:
-        """A function that samples from ``replay`` and calls :meth:`update` with its own arguments:
-        eagerly, or as a CUDA graph, as ``BasicSettings.Compile`` says."""
+        """A function that samples a batch and calls :meth:`update` with its own arguments.
+
+        It runs eagerly or as a CUDA graph, depending on ``BasicSettings.Compile``.
+        """
         settings = self.config.JointTrainAgent
 
         def sample() -> Batch:
@@ -133,7 +140,10 @@ class Agent:
         return captured
 
     def skipped(self) -> dict[str, float]:
-        """Updates skipped so far because they were not finite; waits for the device."""
+        """The number of updates skipped so far because loss or gradient was not finite.
+
+        It waits for the device.
+        """
         return {
             f"{name}/skipped_updates": float(optimizer.skipped)
             for name, optimizer in self.optimizers.items()
@@ -153,8 +163,8 @@ class Agent:
 
         Args:
             obs: (N, *observation_shape).
-            is_first: (N,) bool, ``obs`` begins an episode: the state restarts from zeros.
-            greedy: the policy's mode instead of a sample.
+            is_first: (N,) bool, whether ``obs`` begins an episode; the state is then zeros.
+            greedy: take the policy's mode instead of a sample.
 
         Returns:
             (N,) int64 or (N, A) float32 within the action bounds.
@@ -184,7 +194,7 @@ class Agent:
     # ------------------------------------------------------------------------------------ saving
 
     def weights(self) -> dict[str, Any]:
-        """What evaluation needs: networks, BatchNorm statistics, return scale."""
+        """The state that evaluation needs: networks, BatchNorm statistics and return scale."""
         return {
             "world_model": self.world_model.state_dict(),
             "actor_critic": self.actor_critic.state_dict(),
@@ -196,7 +206,7 @@ class Agent:
         self.actor_critic.load_state_dict(weights["actor_critic"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training needs in order to resume: weights and optimisers."""
+        """The state that training needs in order to resume: weights and optimisers."""
         return self.weights() | {
             "updaters": {name: opt.state_dict() for name, opt in self.optimizers.items()}
         }

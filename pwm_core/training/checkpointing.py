@@ -1,4 +1,4 @@
-"""What a training run must remember in order to resume exactly, and writing and restoring it."""
+"""The state of a training run, and the checkpoints from which it resumes exactly."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Progress:
     """Everything that changes while a run trains.
 
     Attributes:
-        env, agent, replay, tracker: the parts, each with a state of its own.
+        env, agent, replay, tracker: the parts of the run, each with its own state.
         rng: draws the warm-up's actions.
         acting: recurrent state kept between environment steps.
-        obs: (N, *observation_shape) to act on next; None before the first reset.
-        is_first: (N,) bool, ``obs`` begins an episode.
-        step: agent steps so far, over all environments.
+        obs: (N, *observation_shape) the observation to act on next; None before the first reset.
+        is_first: (N,) bool, whether ``obs`` begins an episode.
+        step: agent steps so far, summed over all environments.
         episodes: whole episodes that have ended.
-        last_return: shown by the progress bar.
+        last_return: text of the progress bar.
         metrics: means since the last logged line.
     """
 
@@ -73,8 +73,8 @@ class Checkpointer:
     """Writes checkpoints of a run, and restores the run from one.
 
     Args:
-        progress: what is written and restored.
-        folder: the run's.
+        progress: the state to write and to restore.
+        folder: the run's folder.
         keep: keep the weights of this many checkpoints; None keeps all.
     """
 
@@ -89,8 +89,8 @@ class Checkpointer:
                 it, so that the metrics of an extended run are those of one that never ended.
 
         Returns:
-            False, after a warning, where the disk does not allow it. Earlier checkpoints are then
-            untouched.
+            whether it was written. If the disk does not allow it, a warning is printed and earlier
+            checkpoints stay untouched.
         """
         progress = self.progress
         progress.tracker.flush()
@@ -119,7 +119,7 @@ class Checkpointer:
             log_rest: see :meth:`save`.
 
         Raises:
-            UserError: it could not be written.
+            UserError: the checkpoint could not be written.
         """
         if not self.save(log_rest):
             raise UserError("the run's last checkpoint is missing; make room and -resume")
@@ -127,7 +127,7 @@ class Checkpointer:
         self.folder.prune(self.keep)
 
     def _content(self) -> dict[str, Any]:
-        """State of everything but the agent and the replay."""
+        """The state of everything except the agent and the replay."""
         progress = self.progress
         return {
             "step": progress.step,
@@ -143,10 +143,10 @@ class Checkpointer:
         }
 
     def restore(self, point: Point, content: dict[str, Any]) -> None:
-        """Bring the run to where ``point`` was written; ``content`` is what that file holds.
+        """Restore the run to the checkpoint ``point``, whose file holds ``content``.
 
         Raises:
-            UserError: ``content`` is not what this version of the code writes.
+            UserError: ``content`` was written by another version of this code.
         """
         try:
             self._restore(point, content)
@@ -176,8 +176,11 @@ class Checkpointer:
         progress.is_first = to_arrays(content["is_first"])
 
     def _restore_episodes(self, state: dict[str, Any]) -> None:
-        """Replay the running episodes from their seeds and actions. Where the simulator does not
-        arrive at the same observations (another version, another renderer), new episodes begin."""
+        """Replay the running episodes from their seeds and actions.
+
+        If the simulator, for example in another version, does not reach the same observations, new
+        episodes begin.
+        """
         obs = self.progress.env.load_state_dict(state)
         if not np.array_equal(obs, self.progress.obs):
             print(

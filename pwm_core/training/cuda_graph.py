@@ -1,8 +1,8 @@
 """CUDA graphs: thousands of small kernels launched with one call.
 
-A full-size training step launches thousands of small kernels. Launched one by one from Python they
-take many times longer than they compute. A CUDA graph captures them once and launches them all with
-one call. :class:`CapturedUpdate` and :class:`CapturedActing` are the two places where it is used.
+A full-size training step launches thousands of small kernels. Launching them one by one from Python
+takes many times longer than computing them. A CUDA graph captures them once and then launches all
+of them with one call. :class:`CapturedUpdate` and :class:`CapturedActing` use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from pwm_core.models.types import Batch, Metrics
 
 EAGER_CALLS = 3
-"""Calls made eagerly before one is captured, so that every buffer and library handle exists."""
+"""Number of eager calls before the capture. They create every buffer and library handle."""
 
 Output = TypeVar("Output")
 
@@ -26,10 +26,10 @@ Output = TypeVar("Output")
 class CudaGraph(Generic[Output]):
     """A function without arguments whose CUDA work is captured once and then replayed.
 
-    Its first :data:`EAGER_CALLS` calls run eagerly. What the function reads must stay in the same
-    memory: inputs are copied into the same tensors before each call, and state is updated in place.
-    The next call overwrites what this one returned. Random numbers differ in every replay, because
-    torch advances its generator with the graph.
+    The first :data:`EAGER_CALLS` calls run eagerly. The tensors that the function reads must stay
+    in the same memory: inputs are copied into the same tensors before each call, and state is
+    updated in place. Each call overwrites the result of the previous one. Random numbers differ in
+    every replay, because torch advances its generator with the graph.
     """
 
     def __init__(self, function: Callable[[], Output]) -> None:
@@ -40,7 +40,7 @@ class CudaGraph(Generic[Output]):
         self._output: Output
 
     def __call__(self) -> Output:
-        """Run eagerly, capture or replay."""
+        """Run the function eagerly, capture it, or replay it."""
         self._calls += 1
         if self._calls <= EAGER_CALLS:
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -49,7 +49,7 @@ class CudaGraph(Generic[Output]):
             torch.cuda.current_stream().wait_stream(self._stream)
             return output
         if self._graph is None:
-            gc.collect()  # an old graph must not be freed during the capture
+            gc.collect()  # freeing an old graph during the capture would be an error
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, stream=self._stream):
                 self._output = self._function()
@@ -58,14 +58,13 @@ class CudaGraph(Generic[Output]):
 
 
 class CapturedUpdate:
-    """Sampling and ``update(batch, world_model=..., actor_critic=...)`` as CUDA graphs, one for
-    each combination of the two flags.
+    """Sampling a batch and ``Agent.update`` as CUDA graphs, one for each combination of flags.
 
     Args:
         update: ``Agent.update``.
         sample: draws a batch.
-        on_device: ``sample`` runs on the device and becomes part of the graph. Otherwise each
-            batch is copied into the tensors that the graph reads.
+        on_device: whether ``sample`` runs on the device and so becomes part of the graph. If not,
+            each batch is copied into the tensors that the graph reads.
     """
 
     def __init__(
@@ -103,11 +102,11 @@ class CapturedUpdate:
 
 
 class CapturedActing:
-    """Acting as a CUDA graph; observations and actions cross in pinned memory.
+    """Acting as a CUDA graph. Observations and actions are copied through pinned memory.
 
     Args:
-        act: (N, ...) observations, (N,) bool is_first -> (N, ...) actions, all on the device.
-        obs, is_first: examples of the shapes and dtypes to come.
+        act: observations (N, ...) and is_first (N,) bool -> actions (N, ...), all on the device.
+        obs, is_first: examples with the shapes and dtypes of all later inputs.
         device: the CUDA device.
     """
 
@@ -124,7 +123,7 @@ class CapturedActing:
         self._action: Tensor | None = None
 
     def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
-        """The actions, (N, ...); waits for the device."""
+        """The actions (N, ...); it waits for the device."""
         for host, device, value in zip(self._host, self._inputs, (obs, is_first), strict=True):
             host.copy_(torch.as_tensor(value))
             device.copy_(host, non_blocking=True)

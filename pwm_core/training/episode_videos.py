@@ -1,7 +1,8 @@
 """Videos of evaluated episodes.
 
-Episodes are played again from their seeds and actions, in environments that show pictures: what is
-filmed needs no pixels in the observation, and the evaluation itself is not slowed down.
+The episodes are replayed from their seeds and actions in environments whose observations are
+pictures. The evaluated agent itself therefore needs no pixels, and videos do not slow down the
+evaluation.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pwm_core.envs import VectorEnv
 from pwm_core.runs.mp4 import VideoWriter
 
 SIZE = 256
-"""Least height and width of a video in pixels."""
+"""Smallest height and width of a video in pixels."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Episode:
     Attributes:
         env: index of the environment that played it.
         number: episode index within that environment.
-        actions: (steps, ...) all actions.
+        actions: (steps, ...) all of its actions.
         episode_return: the undiscounted sum of its rewards.
     """
 
@@ -42,18 +43,18 @@ def film(
     episodes: Sequence[Episode],
     paths: Sequence[Path],
 ) -> list[str]:
-    """Play ``episodes`` again and write what was seen at each of their steps.
+    """Replay ``episodes`` and write a video of each, with one frame per step.
 
     Args:
-        make_env: (number of environments) -> environments that show pictures, with the seeds of
-            those that played.
-        episodes: of one evaluation.
-        paths: where each one's video goes.
+        make_env: (number of environments) -> environments whose observations are pictures, with the
+            seeds of the evaluation.
+        episodes: episodes of one evaluation.
+        paths: the path of each video.
 
     Returns:
-        a line for each episode that did not come out as it was evaluated, and so has no video.
+        a line for each episode whose replay differs from the evaluation; it has no video.
     """
-    rounds: list[dict[int, tuple[Episode, Path]]] = []  # in each, at most one episode of an env
+    rounds: list[dict[int, tuple[Episode, Path]]] = []  # a round has at most one episode of an env
     for episode, path in zip(episodes, paths, strict=True):
         free = next((played for played in rounds if episode.env not in played), None)
         if free is None:
@@ -67,7 +68,7 @@ def film(
 
 
 def _film(env: VectorEnv, played: dict[int, tuple[Episode, Path]]) -> list[str]:
-    """Film one episode in each of some environments, side by side."""
+    """Film at most one episode in each environment, all at the same time."""
     numbers = np.zeros(env.num_envs, np.int64)
     for index, (episode, _) in played.items():
         numbers[index] = episode.number
@@ -79,7 +80,7 @@ def _film(env: VectorEnv, played: dict[int, tuple[Episode, Path]]) -> list[str]:
     obs = env.load_state_dict({"episodes": begun, "restarts": 0})
     shape = next(iter(played.values()))[0].actions[0]
     idle = np.zeros((env.num_envs, *np.shape(shape)), np.asarray(shape).dtype)
-    came: dict[int, tuple[int, float]] = {}  # steps and return of the first to finish
+    came: dict[int, tuple[int, float]] = {}  # steps and return of each environment's first episode
     with ExitStack() as stack:
         videos = {
             i: stack.enter_context(VideoWriter(path, least=SIZE)) for i, (_, path) in played.items()
@@ -98,7 +99,10 @@ def _film(env: VectorEnv, played: dict[int, tuple[Episode, Path]]) -> list[str]:
 
 
 def _check(episode: Episode, path: Path, came: tuple[int, float] | None) -> str:
-    """An empty string; or why the video is not what was evaluated, and it is removed."""
+    """An empty string if the replay equals the evaluation.
+
+    Otherwise the video is removed, and the result is a line that says how the replay differs.
+    """
     if came == (len(episode.actions), episode.episode_return):
         return ""
     path.unlink()

@@ -11,28 +11,28 @@ from torch import Tensor, nn
 
 
 class Optimizer:
-    """AdamW with clipping on one module; an update that is not finite is skipped.
+    """AdamW with gradient clipping for one module. An update that is not finite is skipped.
 
-    Whether the loss and the gradient are finite is decided on the device, so that the host never
-    waits for the answer: torch's fused AdamW takes a flag that turns its step into none. The
-    module's buffers (BatchNorm's running statistics, the return scale) are restored in that case,
-    because the forward pass has already changed them.
+    The device itself decides whether loss and gradient are finite, so the host never waits: torch's
+    fused AdamW reads a flag on the device that cancels its step. The module's buffers (BatchNorm's
+    running statistics, the return scale) are then restored, because the forward pass has already
+    changed them.
 
     Args:
-        module: what is trained.
+        module: the module to train.
         lr, eps, weight_decay: AdamW's settings.
-        clip: largest norm of the gradient.
+        clip: gradients with a larger norm are scaled down to this norm.
 
     Attributes:
-        skipped: int64 scalar on the device, updates skipped so far.
-        in_a_row: int64 scalar, updates skipped since the last one that was applied.
-        longest: int64 scalar, the longest such row since :meth:`take_longest`.
+        skipped: int64 scalar on the device, the number of updates skipped so far.
+        in_a_row: int64 scalar, the number of updates skipped since the last one that was applied.
+        longest: int64 scalar, the largest ``in_a_row`` since :meth:`take_longest`.
     """
 
     def __init__(
         self, module: nn.Module, *, lr: float, eps: float, weight_decay: float, clip: float
     ) -> None:
-        self._module, self._clip = module, clip
+        self._clip = clip
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._capturable = self._parameters[0].is_cuda  # needed inside a CUDA graph
         self.adamw = torch.optim.AdamW(
@@ -54,9 +54,9 @@ class Optimizer:
 
     @contextlib.contextmanager
     def update(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """One update: remember the buffers, then give the function that applies a loss.
+        """One update: save the buffers, then yield the function that applies a loss.
 
-        The forward pass belongs inside the context::
+        The forward pass must run inside the context::
 
             with optimizer.update() as apply:
                 gradient_norm = apply(module.loss(batch))
@@ -67,7 +67,7 @@ class Optimizer:
         yield self._apply
 
     def _apply(self, loss: Tensor) -> Tensor:
-        """Backward, clip, step; returns the gradient's norm before clipping, a float32 scalar."""
+        """Backward pass, clipping and step; returns the norm before clipping, a float32 scalar."""
         self.adamw.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
@@ -79,7 +79,7 @@ class Optimizer:
 
     @torch.no_grad()
     def _restore_buffers_where(self, bad: Tensor) -> None:
-        """Put the remembered buffers back where ``bad`` (a bool scalar) is set, and count it."""
+        """Restore the saved buffers if ``bad`` (a bool scalar on the device) is set, and count."""
         for before, buffer in zip(self._before, self._buffers, strict=True):
             buffer.copy_(torch.where(bad, before, buffer))
         self.skipped += bad
@@ -87,7 +87,10 @@ class Optimizer:
         torch.maximum(self.longest, self.in_a_row, out=self.longest)
 
     def take_longest(self) -> int:
-        """The longest row of skipped updates since the last call; waits for the device."""
+        """The largest number of consecutive skipped updates since the last call.
+
+        It waits for the device.
+        """
         longest = int(self.longest)
         self.longest.copy_(self.in_a_row)
         return longest

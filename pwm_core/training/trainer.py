@@ -21,13 +21,13 @@ from pwm_core.training.replay_buffer import ReplayBuffer
 
 
 class Trainer:
-    """Drives one run from its first step, or from where it stopped, to ``SampleMaxSteps``.
+    """Runs the training from its first step, or from a checkpoint, to ``SampleMaxSteps``.
 
     Args:
         config: the resolved config.
         task: the environment's name, for the metrics.
-        env, agent, replay: the parts that it drives.
-        tracker, folder: where metrics and checkpoints go.
+        env, agent, replay: the parts of the run.
+        tracker, folder: the destinations of metrics and checkpoints.
         rng: draws the warm-up's actions.
         keep: keep the weights of this many checkpoints; None keeps all.
     """
@@ -53,27 +53,28 @@ class Trainer:
         self.signals = Signals()
 
     def resume(self, point: Point, content: dict[str, Any]) -> None:
-        """Go to where ``point`` was written; see :meth:`Checkpointer.restore`."""
+        """Restore the run to the checkpoint ``point``; see :meth:`Checkpointer.restore`."""
         self.checkpointer.restore(point, content)
 
     def run(self) -> None:
-        """Train to the end; a checkpoint is written at the last step.
+        """Train to the end, and write a checkpoint of the last step.
 
         Raises:
-            StoppedError: by a signal, after a checkpoint.
+            StoppedError: a signal asked the run to stop; a checkpoint has been written.
             UserError: too many updates in a row were not finite, or the last checkpoint could not
                 be written.
         """
         with self.signals:
             if self.progress.obs is None:
                 self.progress.reset_environments()
-            # Two bars: warm-up steps are so fast that they would spoil the estimate of time left.
+            # The fast warm-up steps have a bar of their own, so that they do not spoil the
+            # estimate of the time left.
             self._run_to(self.settings.BufferWarmUp, "warm-up")
             self._run_to(self.settings.SampleMaxSteps, "training")
             self.checkpointer.finish(self._log_rest)
 
     def _run_to(self, step: int, phase: str) -> None:
-        """Take steps up to ``step`` behind a progress bar."""
+        """Take steps up to ``step`` and show a progress bar."""
         progress = self.progress
         if progress.step >= step:
             return
@@ -86,8 +87,8 @@ class Trainer:
     def _step(self) -> None:
         """One agent step in every environment, and the updates that are due after it.
 
-        The environments step while the device trains, so the newest transition that an update can
-        sample is the one before this step's.
+        The environments step while the device trains. The newest transition that an update can
+        sample is therefore that of the previous step.
         """
         progress = self.progress
         learning = progress.step >= self.settings.BufferWarmUp
@@ -109,12 +110,12 @@ class Trainer:
         self._save_if_due()
 
     def _crossed(self, every: int) -> int:
-        """How many multiples of ``every`` the last step reached or passed."""
+        """How many multiples of ``every`` the last step has reached or passed."""
         step = self.progress.step
         return step // every - (step - self.env.num_envs) // every
 
     def _train(self) -> None:
-        """The updates due at this step; both use the same replayed batch where both are due."""
+        """The updates that are due at this step. If both are due, they use the same batch."""
         model_updates = self._crossed(self.settings.TrainModelEverySteps)
         agent_updates = self._crossed(self.settings.TrainAgentEverySteps)
         for update in range(max(model_updates, agent_updates)):
@@ -127,7 +128,7 @@ class Trainer:
     # ----------------------------------------------------------------------------------- logging
 
     def _log_episodes(self, finished: list[Finished]) -> None:
-        """Log the episodes that ended at this step: their mean, where several did."""
+        """Log the episodes that ended at this step; of several, log the mean."""
         progress = self.progress
         progress.episodes += len(finished)
         mean = float(np.mean([episode.episode_return for episode in finished]))
@@ -152,22 +153,22 @@ class Trainer:
                 self.tracker.video(self.progress.step, name, frames)
 
     def _log_metrics(self) -> None:
-        """Log the means of the updates since the last line."""
+        """Log the means over the updates since the last line."""
         step = self.progress.step
         counts = {"frames": step * self.env.frame_skip}
         counts["Rollout/worker_restarts"] = self.env.restarts
         self.tracker.log(step, self.progress.metrics.take() | self.agent.skipped() | counts)
 
     def _log_rest(self) -> None:
-        """At the run's end, log the updates since the last line, if there were any."""
+        """At the end of the run, log the updates since the last line, if there are any."""
         if self.progress.metrics:
             self._log_metrics()
 
     def _check_updates(self) -> None:
-        """Give up when too many updates in a row were skipped.
+        """End the run if too many updates in a row were skipped.
 
         Raises:
-            UserError: says which part is no longer finite and which checkpoint there is.
+            UserError: names the part that is no longer finite and the last checkpoint.
         """
         most = self.settings.MaxSkippedUpdates
         for name, optimizer in self.agent.optimizers.items():
@@ -186,10 +187,10 @@ class Trainer:
     # ------------------------------------------------------------------------------------ saving
 
     def _save_if_due(self) -> None:
-        """Write a checkpoint where one is due or a signal asks for it.
+        """Write a checkpoint if one is due or a signal asks for it.
 
         Raises:
-            StoppedError: the signal asked the run to stop, too.
+            StoppedError: the signal also asked the run to stop.
         """
         asked, stop = self.signals.take_save(), self.signals.stop
         due = asked or stop or self._crossed(self.settings.SaveEverySteps)
