@@ -26,7 +26,7 @@ MOST_FRAME_SKIP = 100
 
 
 def _impossible(config: Config) -> Iterable[tuple[str, str]]:
-    """Values each valid alone that cannot go together: (key, what would be valid)."""
+    """Values that are impossible, alone or together with others: (key, what would be valid)."""
     train, models = config.JointTrainAgent, config.Models
     frame_skip = config.BasicSettings.FrameSkip
     if isinstance(frame_skip, int) and frame_skip > MOST_FRAME_SKIP:

@@ -20,7 +20,7 @@ LOGDIR = "quick"
 def command(tree: RunTree, *argv: str) -> list[str]:
     """The words of ``./train.sh`` for a short run."""
     where = ["-logdir", str(tree.root / LOGDIR), "-device", "cpu", "-logger", "none"]
-    return ["train", *where, *flags(*MODELS, SHORT, MORE), *argv]
+    return ["train", "atari", *where, *flags(*MODELS, SHORT, MORE), *argv]
 
 
 def runs(tree: RunTree, pattern: str) -> list[Path]:
@@ -80,7 +80,7 @@ def last_line(run: Path) -> str:
         (["train", "-sead=3"], "unknown flag -sead"),
         (["train", "dmc", "-obs_type", "pixels"], "'visual'"),
         (["train", "-config_path", ""], "YAML file is needed"),
-        (["train", "-device", "cpu", "-env_name", "Pnog"], "unknown game 'Pnog'"),
+        (["train", "atari", "-device", "cpu", "-env_name", "Pnog"], "unknown game 'Pnog'"),
         (["eval"], "-n"),
         (["eval", "-n", "nothing"], "no run named nothing"),
         (["fly"], "'fly' is not a command"),
