@@ -21,7 +21,6 @@ from pwm_core.paths import find_logdir
 from pwm_core.runs.mp4 import VideoWriter, enlarged, read_video
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
-from pwm_core.train import train as train_command
 from pwm_core.training.episode_videos import SIZE, Episode, film
 from pwm_core.training.evaluation import play
 from pwm_core.training.model_videos import GIVEN, PREDICTED, log_videos, open_loop
@@ -31,6 +30,7 @@ from pwm_dmc.envs import DMCEnv
 from pwm_dmc.rendering import try_renderer
 from tests.helpers import Data, load_small, make_agent, make_world_model
 from tests.helpers_envs import CONFIG, DEFAULTS, TINY, counting_domain
+from tests.helpers_runs import train_on
 from tests.training.catch import Catch
 
 KINDS = ("Observation", "Reconstruction", "Imagination", "Comparison", "OpenLoop")
@@ -311,9 +311,7 @@ def test_film_of_what_was_evaluated_from_vectors(tmp_path: Path) -> None:
 def trained(name: str) -> Any:
     domain = counting_domain((5, 7))[0]
     short = "JointTrainAgent={SampleMaxSteps: 40, TrainAgentEverySteps: 9, TrainModelEverySteps: 9}"
-    overrides = [part for override in (*TINY, short) for part in ("-set", override)]
-    argv = ["-n", name, "-env_name", "count", "-config_path", CONFIG, "-device", "cpu"]
-    train_command(domain, [*argv, "-logger", "none", *overrides])
+    train_on(domain, name, "-set", short)
     return domain
 
 
