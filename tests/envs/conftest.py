@@ -12,7 +12,7 @@ from pwm_dmc.envs import DMCEnv
 
 @pytest.fixture
 def make() -> Iterator:
-    """``DMCEnv`` with the usual arguments; closes what it made."""
+    """Makes a ``DMCEnv`` with the usual arguments, which is closed after the test."""
     made: list[VectorEnv] = []
 
     def _make(task: str, num_envs: int = 1, seed: int = 0, **overrides) -> VectorEnv:
