@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import weakref
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from pwm_core.envs import Episodes, Step, VectorEnv, env_seeds
 from pwm_core.errors import UserError, closest
 from pwm_dmc.rendering import process_environment, without_renderer, working_renderer
 from pwm_dmc.workers import InProcess, Worker, WorkerDiedError, available_cpus, stop
+
+if TYPE_CHECKING:
+    import gymnasium
 
 PROTOCOL = "suite"
 """The only protocol: dm_control's own tasks and time limits."""
@@ -99,7 +102,6 @@ class DMCEnv(VectorEnv):
         self.episodes = Episodes(seed, num_envs)
         suite_task, simulation = find_task(task), _simulation()
         self._settings = simulation.Settings(task, suite_task, obs_type, frame_skip, image_size)
-        workers = workers or min(num_envs, available_cpus())
         started: list[Worker] = []
         # It runs in close, at exit, or when this object is dropped, whichever comes first.
         self._finalizer = weakref.finalize(self, stop, started)
@@ -107,15 +109,21 @@ class DMCEnv(VectorEnv):
         if in_process:
             self._groups = [InProcess(simulation.Group())]
         else:
-            self._environ = process_environment(
-                working_renderer() if obs_type == "visual" else None
-            )
-            for _ in range(min(num_envs, workers)):
+            renderer = working_renderer() if obs_type == "visual" else None
+            self._environ = process_environment(renderer)
+            for _ in range(min(num_envs, workers or available_cpus())):
                 started.append(self._start_worker())
         self._seeds = np.array_split(env_seeds(seed, num_envs), len(self._groups))
         self._splits = np.cumsum([len(share) for share in self._seeds])[:-1]
         self._deaths = 0  # consecutive deaths of workers
         self._unsent: dict[int, WorkerDiedError] = {}  # groups whose worker died before its actions
+        self.observation_space, self.action_space = self._make_environments()
+
+    def _start_worker(self) -> Worker:
+        return Worker("pwm_dmc.simulation:Group", self._environ)
+
+    def _make_environments(self) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]:
+        """Make every group's environments; returns the spaces of an observation and an action."""
         try:
             for group, share in zip(self._groups, self._seeds, strict=True):
                 group.send("make", self._settings, share.tolist())
@@ -123,10 +131,7 @@ class DMCEnv(VectorEnv):
         except BaseException:
             self.close()
             raise
-        self.observation_space, self.action_space = spaces[0]
-
-    def _start_worker(self) -> Worker:
-        return Worker("pwm_dmc.simulation:Group", self._environ)
+        return spaces[0]
 
     def _shares(self, values: np.ndarray) -> list[np.ndarray]:
         """Split ``values`` (N, ...) of all environments into those of each group."""

@@ -1,4 +1,4 @@
-"""What several test files share: small configs, models away from their zero start, batches."""
+"""Small configs, models with random parameters, and batches, which several test files share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pwm_core.training.agent import Agent
 from pwm_dmc.actor_critic import GaussianPolicy
 
 ACTIONS = 3
-WIDTH, STOCH, CLASSES = 32, 6, 5  # of load_small
+WIDTH, STOCH, CLASSES = 32, 6, 5  # the sizes of load_small
 SMALL = (
     "BasicSettings.ObsShape=[16, 16, 3]",
     "JointTrainAgent.ImagineContext=16",
@@ -52,8 +52,10 @@ def make_policy(config: Config, *, discrete: bool = True) -> Policy:
 
 @torch.no_grad()
 def disturb(module: nn.Module, seed: int = 0, scale: float = 0.3) -> None:
-    """Move every parameter and every BatchNorm statistic away from where it starts, so that no
-    zero-initialised layer and no neutral normalisation hides what is computed."""
+    """Add noise to every parameter and BatchNorm statistic.
+
+    Zero-initialised layers and neutral normalisation would hide errors.
+    """
     generator = torch.Generator().manual_seed(seed)
     for tensor in module.parameters():
         tensor += scale * torch.randn(tensor.shape, generator=generator) / max(1, tensor.ndim - 1)
@@ -63,7 +65,7 @@ def disturb(module: nn.Module, seed: int = 0, scale: float = 0.3) -> None:
 
 
 def make_world_model(config: Config, *, discrete: bool = True, fresh: bool = False) -> WorldModel:
-    """Away from its zero-initialised start unless ``fresh``."""
+    """A world model, with noise on its parameters unless ``fresh``."""
     torch.manual_seed(0)
     codec = ImageCodec(config.Models, config.BasicSettings.ObsShape)
     model = WorldModel(config.Models, codec, make_policy(config, discrete=discrete))
@@ -73,7 +75,10 @@ def make_world_model(config: Config, *, discrete: bool = True, fresh: bool = Fal
 
 
 def make_actor_critic(config: Config, *, discrete: bool = True, fresh: bool = False) -> ActorCritic:
-    """As :func:`make_world_model`; the slow critic then differs from the critic too."""
+    """An actor-critic, with noise on its parameters unless ``fresh``.
+
+    With noise, the slow critic differs from the critic.
+    """
     torch.manual_seed(1)
     model = ActorCritic(config.Models, make_policy(config, discrete=discrete))
     if not fresh:
@@ -83,15 +88,18 @@ def make_actor_critic(config: Config, *, discrete: bool = True, fresh: bool = Fa
     return model
 
 
-def make_agent(config: Config, *, discrete: bool = True, fresh: bool = False) -> Agent:
+def make_agent(
+    config: Config, *, discrete: bool = True, fresh: bool = False, device: str = "cpu"
+) -> Agent:
+    """An agent of :func:`make_world_model` and :func:`make_actor_critic`."""
     world_model = make_world_model(config, discrete=discrete, fresh=fresh)
     actor_critic = make_actor_critic(config, discrete=discrete, fresh=fresh)
-    return Agent(config, world_model, actor_critic, torch.device("cpu"))
+    return Agent(config, world_model, actor_critic, torch.device(device))
 
 
 @dataclass(frozen=True)
 class Data:
-    """A random replayed batch; ``firsts`` are the (row, step) that begin an episode."""
+    """A random replayed batch. ``firsts`` are the pairs (row, step) that begin an episode."""
 
     rows: int = 3
     steps: int = 7
@@ -122,7 +130,7 @@ class Data:
 
 
 def as_vector(latent: Tensor, classes: int = CLASSES) -> Tensor:
-    """Class indices (..., S) -> the one-hot vectors (..., S*K) that they stand for."""
+    """Class indices (..., S) -> one-hot vectors (..., S*K)."""
     return F.one_hot(latent, classes).flatten(-2).float()
 
 

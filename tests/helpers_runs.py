@@ -27,6 +27,7 @@ from pwm_core.eval import evaluate_run
 from pwm_core.paths import find_logdir
 from pwm_core.train import train
 from tests.helpers_envs import CONFIG, TINY, CountingEnv, counting_domain
+from tests.helpers_processes import alive
 
 # ------------------------------------------------------------------------------- in this process
 
@@ -63,6 +64,12 @@ def flags(*overrides: str) -> list[str]:
     return [part for override in overrides for part in ("-set", override)]
 
 
+def train_on(domain: Domain, name: str, *argv: str) -> None:
+    """``train.py`` in this process, on the counting environments of ``domain`` at small sizes."""
+    command = ["-n", name, "-env_name", "count", "-config_path", CONFIG, "-device", "cpu"]
+    train(domain, [*command, "-logger", "none", *flags(*TINY), *argv])
+
+
 def train_counting(
     name: str,
     *argv: str,
@@ -72,9 +79,8 @@ def train_counting(
 ) -> None:
     """``train.py`` in this process, on one counting environment per entry of ``lengths``."""
     domain = hooked(counting_domain(lengths, life=2)[0], hook)
-    given = flags(*TINY, f"JointTrainAgent.NumEnvs={len(lengths)}", *overrides)
-    command = ["-n", name, "-env_name", "count", "-config_path", CONFIG, "-device", "cpu"]
-    train(domain, [*command, "-logger", "none", *given, *argv])
+    given = flags(f"JointTrainAgent.NumEnvs={len(lengths)}", *overrides)
+    train_on(domain, name, *given, *argv)
 
 
 def evaluate_counting(name: str, *argv: str) -> Path:
@@ -187,8 +193,7 @@ class Job:
 
     @property
     def running(self) -> bool:
-        stat = Path(f"/proc/{self.pid}/stat").read_text()
-        return stat.rpartition(")")[2].split()[0] != "Z"
+        return alive(self.pid)
 
     @property
     def stdout(self) -> str:

@@ -298,6 +298,32 @@ def _decay_keys(decay: Tensor, keys: Tensor) -> Tensor:
     return decay.unsqueeze(-2) * keys.unsqueeze(-3)
 
 
+def _split(x: Tensor, chunks: int, chunk: int, fill: float = 0.0) -> Tensor:
+    """Cut ``x`` (B, T, ...) into M chunks of L steps: (B, M, L, ...).
+
+    Missing steps are filled with ``fill``, with which they change nothing.
+    """
+    padding = chunks * chunk - x.shape[1]
+    if padding:
+        x = torch.cat([x, x.new_full((x.shape[0], padding, *x.shape[2:]), fill)], 1)
+    return x.reshape(x.shape[0], chunks, chunk, *x.shape[2:])
+
+
+def _pass_states(update: Tensor, carry: Tensor, initial_state: Tensor | None) -> list[Tensor]:
+    """The states (B, E, V) at the start of each chunk, and last that at the end.
+
+    Args:
+        update: (B, M, E, V) what each chunk adds to the state.
+        carry: (B, M, 1, E) the decay over each chunk.
+        initial_state: (B, E, V); zeros when None.
+    """
+    states = [update.new_zeros(update[:, 0].shape) if initial_state is None else initial_state]
+    # The gradient of unbind is one stack. That of update[:, m] would fill M chunks for every m.
+    for gained, kept in zip(update.unbind(1), carry.transpose(-1, -2).unbind(1), strict=True):
+        states.append(torch.addcmul(gained, kept, states[-1]))
+    return states
+
+
 def _chunked_attention(
     q: Tensor,
     k: Tensor,
@@ -313,17 +339,11 @@ def _chunked_attention(
 
         o_i = (q_i G_0i) S_0 + sum_{j<=i} (q_i . k_j G_ji) v_j
     """
-    batch, length = q.shape[:2]
+    length = q.shape[1]
     chunk = 1 << (min(chunk, length) - 1).bit_length()  # the next power of two
-    padding = -length % chunk
-    count = (length + padding) // chunk
-
-    def split(x: Tensor, fill: float = 0.0) -> Tensor:
-        """(B, T, ...) -> (B, M, L, ...); padded steps change nothing."""
-        x = torch.cat([x, x.new_full((batch, padding, *x.shape[2:]), fill)], 1) if padding else x
-        return x.reshape(batch, count, chunk, *x.shape[2:])
-
-    q, k, v, decay = split(q), split(k), split(v), split(decay, 1.0)
+    chunks = -(-length // chunk)
+    q, k, v = (_split(x, chunks, chunk) for x in (q, k, v))
+    decay = _split(decay, chunks, chunk, 1.0)
     if return_states:  # later queries need the keys, so they are kept instead of the scores
         scores, queries, product = k.unsqueeze(3), decay, _decay_keys
     else:
@@ -334,14 +354,11 @@ def _chunked_attention(
     scores, queries, keys, carry = (x.squeeze(2) for x in blocks)
 
     update = keys.transpose(-1, -2) @ v  # (B, M, E, V)
-    starts = [q.new_zeros(update[:, 0].shape) if initial_state is None else initial_state]
-    # The gradient of unbind is one stack. That of update[:, m] would fill M chunks for every m.
-    for gained, kept in zip(update.unbind(1), carry.transpose(-1, -2).unbind(1), strict=True):
-        starts.append(torch.addcmul(gained, kept, starts[-1]))
-    start = torch.stack(starts[:-1], dim=1)  # (B, M, E, V)
+    *starts, final_state = _pass_states(update, carry, initial_state)
+    start = torch.stack(starts, dim=1)  # (B, M, E, V)
     if return_states:
         states = States(length, start, queries, scores, v)
         output = states.read(q)
     else:
         states, output = None, queries @ start + scores @ v
-    return AttentionOutput(output.flatten(1, 2)[:, :length], starts[-1], states)
+    return AttentionOutput(output.flatten(1, 2)[:, :length], final_state, states)

@@ -121,7 +121,7 @@ def test_without_unimix_log_probs_kl_and_entropy_stay_finite(dtype: torch.dtype)
 
 
 def chi_square(index: Tensor, probs: Tensor) -> float:
-    """Pearson's statistic over the possible classes: K - 1 in the mean."""
+    """Pearson's statistic over the possible classes, whose mean is K - 1."""
     counts = torch.bincount(index.flatten(), minlength=len(probs)).double()
     expected = probs.double() / probs.double().sum() * index.numel()
     possible = expected > 0

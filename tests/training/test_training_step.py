@@ -1,4 +1,4 @@
-"""A step's updates: without host round trips, compiled, and as one CUDA graph."""
+"""A training step: it never waits for the device, and it runs compiled and as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.helpers import (
     Data,
     load_small,
     make_actor_critic,
+    make_agent,
     make_world_model,
 )
 
@@ -31,13 +32,13 @@ SIZES = (
     f"JointTrainAgent={{ImagineContext: {LENGTH}, ImagineHorizon: 4}}",
 )
 STABLE = ("Models.WorldModel.Eps=1e-3", "Models.Agent.Eps=1e-3")
-"""AdamW divides by the gradient's size: with the usual 1e-8 the rounding of a gradient near zero
-becomes a whole step one way or the other, and samples part soon after."""
+"""AdamW divides by the gradient's size. With the usual 1e-8, the rounding of a gradient near zero
+would decide the direction of a whole step, and two runs would soon sample different latents."""
 STEPS = 20
 
 
 Course = tuple[list[dict[str, float]], dict[str, Tensor]]
-"""Metrics of every step, final weights."""
+"""The metrics of every step and the final weights."""
 
 
 def make_replay(device: torch.device, *, discrete: bool) -> ReplayBuffer:
@@ -54,21 +55,17 @@ def make_step(
     compile_mode: str, device: str, *, discrete: bool
 ) -> tuple[Agent, Callable[..., Metrics]]:
     config = load_small(*SIZES, *STABLE, f"BasicSettings.Compile={compile_mode}")
-    target = torch.device(device)
-    agent = Agent(
-        config,
-        make_world_model(config, discrete=discrete),
-        make_actor_critic(config, discrete=discrete),
-        target,
-    )
-    return agent, agent.training_step(make_replay(target, discrete=discrete))
+    agent = make_agent(config, discrete=discrete, device=device)
+    return agent, agent.training_step(make_replay(agent.device, discrete=discrete))
 
 
 def train(
     compile_mode: str, device: str, *, discrete: bool
 ) -> tuple[list[dict], dict[str, Tensor]]:
-    """Metrics of every update and the final weights of :data:`STEPS` steps from one seed; every
-    third step updates the world model alone."""
+    """The metrics of :data:`STEPS` steps from one seed, and the final weights.
+
+    Every third step updates only the world model.
+    """
     agent, step = make_step(compile_mode, device, discrete=discrete)
     torch.manual_seed(3)
     history = []
@@ -91,8 +88,10 @@ def assert_same_course(one: Course, other: Course, rtol: float) -> None:
 
 @pytest.mark.parametrize("discrete", [True, False])
 def test_a_step_never_asks_the_device(discrete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampling, losses, gradients and imagination on the meta device, whose tensors have no values
-    to read: an ``.item()``, a branch on data or a CPU tensor in between raises there."""
+    """Sampling, losses, gradients and imagination run on the meta device.
+
+    Its tensors have no values, so an ``.item()``, a branch on data or a CPU tensor would raise.
+    """
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     monkeypatch.setattr(replay_buffer, "free_bytes", lambda device: 10**12)
     config, meta = load_small(*SIZES), torch.device("meta")
@@ -116,8 +115,10 @@ def test_a_step_never_asks_the_device(discrete: bool, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow  # compiling takes a minute or two
 def test_the_compiled_step_is_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to the order of floating-point sums, from the same random numbers: by itself
-    torch.compile draws its own."""
+    """Both agree up to the order of floating-point sums.
+
+    ``fallback_random`` makes the compiled step draw the random numbers of the eager one.
+    """
     monkeypatch.setattr(torch._inductor.config, "fallback_random", True)
     eager = train("off", "cpu", discrete=False)
     assert_same_course(eager, train("compile", "cpu", discrete=False), rtol=2e-3)
@@ -133,7 +134,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUD
 @needs_cuda
 @pytest.mark.parametrize("mode", ["graph", pytest.param("compile+graph", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("discrete", [True, False])
-def test_the_recorded_step_is_the_eager_one(
+def test_the_captured_step_is_the_eager_one(
     mode: str, discrete: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch._inductor.config, "fallback_random", True)
