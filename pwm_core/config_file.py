@@ -26,7 +26,7 @@ MOST_FRAME_SKIP = 100
 
 
 def _impossible(config: Config) -> Iterable[tuple[str, str]]:
-    """Values each valid alone that cannot go together: (key, what would be valid)."""
+    """Values that are impossible, alone or together with others: (key, what would be valid)."""
     train, models = config.JointTrainAgent, config.Models
     frame_skip = config.BasicSettings.FrameSkip
     if isinstance(frame_skip, int) and frame_skip > MOST_FRAME_SKIP:
@@ -118,7 +118,15 @@ def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, example: str = "config_files/atari.yaml") -> dict[str, Any]:
+    """The sections of a YAML file.
+
+    Args:
+        example: a file that shows the keys, for the message where there are none.
+
+    Raises:
+        UserError: the file is missing, too large, no YAML, or holds no keys.
+    """
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} is larger than {MOST_BYTES // 1_000_000} MB: it is no config")
@@ -129,7 +137,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no sections; see config_files/atari.yaml for their names")
+        raise UserError(f"{path} holds no sections; see {example} for their names")
     return content
 
 
@@ -142,15 +150,29 @@ def _overlay(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+def _flag(override: str) -> str:
+    """An override as messages show it."""
+    return f"-set {override if len(override) <= 200 else override[:197] + '...'}"
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``Section.Key`` -> value of every key of a config."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping)
+        found |= leaves(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
 def _parse_override(text: str) -> dict[str, Any]:
     """``Section.Key=value`` -> nested mapping."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"-set {text}: write Section.Key=value, as Models.Gamma=0.99")
+        raise UserError(f"{_flag(text)}: write Section.Key=value, as Models.Gamma=0.99")
     try:
         nested: Any = yaml.load(value, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"-set {text}: the value is not valid YAML") from None
+        raise UserError(f"{_flag(text)}: the value is not valid YAML") from None
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return nested
@@ -212,15 +234,15 @@ def load_config(
         UserError: a file is missing, a key unknown, a type wrong or a value impossible.
     """
     path, overrides = find_config(path), list(overrides)
-    content = _read(path)
+    content = read_yaml(path)
     if defaults is not None:
-        content = _overlay(_read(CONFIG_ROOT / defaults), content)
+        content = _overlay(read_yaml(CONFIG_ROOT / defaults), content)
     config = _validate(content, str(path))
     for override in overrides:
         content = _overlay(content, _parse_override(override))
-        config = _validate(content, f"-set {override}")
+        config = _validate(content, _flag(override))
     for key, need in _impossible(config):  # after all of them: keys that go together may change
-        named = [f"-set {text}" for text in overrides if text.partition("=")[0].strip() == key]
+        named = [_flag(text) for text in overrides if text.partition("=")[0].strip() == key]
         raise UserError(
             f"{[str(path), *named][-1]}: {key} = {_value(config, key)} is impossible: it {need}"
         )

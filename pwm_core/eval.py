@@ -48,7 +48,8 @@ def _trained_with(config: Config) -> dict[str, Any]:
 def _evaluation_config(
     arguments: argparse.Namespace, folder: RunFolder, domain: Domain, own: Config
 ) -> Config:
-    """The run's ``own`` config with the flags' overrides; says so where ``-config_path`` differs.
+    """The run's ``own`` config with the overrides of the flags. A note is printed if the Models of
+    ``-config_path`` differ.
 
     Raises:
         UserError: the overrides contradict what the run was trained with.
@@ -185,7 +186,7 @@ def _film(
     step: int,
     episodes: list[Episode],
 ) -> None:
-    """Film ``episodes``, the first of those evaluated; says so where this machine cannot."""
+    """Film ``episodes``, the first of those evaluated. A note is printed if nothing can render."""
     basic = config.BasicSettings
     shape = (SIZE, SIZE, basic.ObsShape[2])
     shown = basic.model_copy(update={"ObsType": "visual", "ObsShape": shape})
@@ -208,7 +209,7 @@ def _film(
 
 
 def _provenance(domain: Domain, config: Config, about: dict[str, Any]) -> dict[str, Any]:
-    """What a score file says beside its settings."""
+    """What the JSON of a score file holds besides the settings."""
     return {
         "domain": domain.name,
         "protocol_settings": {

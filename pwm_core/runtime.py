@@ -1,4 +1,4 @@
-"""Device, seeds, versions: what a run stands on."""
+"""The machine and the process: devices, threads, memory, seeds, versions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "dm_control", "mujoco", "py
 def find_device(name: str) -> torch.device:
     """``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is CUDA when there is a device, else the CPU.
 
-    A CUDA device is made the current one, whose streams recorded graphs take.
+    A CUDA device becomes the current one: CUDA graphs use its streams.
 
     Raises:
         UserError: no such device on this machine.
@@ -60,7 +60,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of handing it back to the kernel after every tensor.
 
     A CPU step allocates and frees gigabytes; fresh pages must be zeroed and faulted in each time,
-    which costs about a tenth of the step. Elsewhere than on glibc nothing happens.
+    which costs about a tenth of the step. Without glibc nothing happens.
     """
     mmap_max, trim_threshold, forever = -4, -1, 2**31 - 1  # mallopt(3)
     with contextlib.suppress(OSError, AttributeError):
@@ -70,7 +70,7 @@ def keep_freed_memory() -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken, on a CUDA device or on the host."""
+    """Free memory in bytes, of a CUDA device or of the host."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -83,7 +83,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _container_bytes() -> int:
-    """What a container's own limit (cgroup v2) leaves; huge where there is none."""
+    """Bytes left under a container's own limit (cgroup v2); very many if there is no limit."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text(encoding="ascii"))
@@ -97,7 +97,7 @@ def _container_bytes() -> int:
 
 @contextlib.contextmanager
 def memory_advice() -> Iterator[None]:
-    """Turns an allocation that fails into one line that says which settings to lower.
+    """Turn a failed allocation into one line that says which settings to lower.
 
     Raises:
         UserError: torch had no memory left.
@@ -123,7 +123,7 @@ def refuse_too_many_envs(count: int, bytes_each: int, key: str = "NumEnvs") -> N
     """Refuse environments that do not fit, before the first of them is made.
 
     Args:
-        count: of environments.
+        count: the number of environments.
         bytes_each: memory that one of them takes.
         key: the config key of ``count``.
 
@@ -139,7 +139,7 @@ def refuse_too_many_envs(count: int, bytes_each: int, key: str = "NumEnvs") -> N
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16 itself; emulated, it would only be slower."""
+    """Whether the device multiplies bfloat16 in hardware; emulation would only be slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -188,7 +188,7 @@ def seed_everything(seed: int) -> np.random.Generator:
 
 
 def random_state(rng: np.random.Generator) -> dict[str, Any]:
-    """The state of every random generator: torch's, Python's, NumPy's and ``rng``."""
+    """The states of all random generators: torch's, Python's, NumPy's and ``rng``."""
     name, keys, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
@@ -200,7 +200,7 @@ def random_state(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], rng: np.random.Generator) -> None:
-    """The inverse of :func:`random_state`. CUDA's is taken where there are as many devices."""
+    """The inverse of :func:`random_state`. CUDA needs the same number of devices for it."""
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([device.cpu() for device in state["cuda"]])
@@ -211,9 +211,9 @@ def set_random_state(state: dict[str, Any], rng: np.random.Generator) -> None:
 
 
 def make_deterministic() -> None:
-    """Algorithms that give the same numbers every time on one machine; call before any CUDA use.
+    """Use algorithms that repeat exactly on one machine. Call this before CUDA is used.
 
-    On a CPU they do so anyway, with the same number of threads."""
+    On a CPU, results repeat anyway as long as the number of threads is the same."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
@@ -221,7 +221,7 @@ def make_deterministic() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose numbers enter a result."""
+    """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -259,6 +259,6 @@ def git_commit() -> str | None:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What the numbers were computed on."""
+    """The device type, its name and the number of CPU threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {"device": device.type, "name": name, "threads": torch.get_num_threads()}

@@ -270,11 +270,5 @@ def describe_protocol(config: Config) -> dict[str, Any]:
 def make_env(config: Config, task: str, num_envs: int, seed: int) -> DMCEnv:
     """``num_envs`` environments of ``task`` with the settings of ``config``."""
     basic = config.BasicSettings
-    return DMCEnv(
-        task,
-        num_envs,
-        seed,
-        obs_type=basic.ObsType,
-        frame_skip=basic.FrameSkip,
-        image_size=basic.ObsShape[0],
-    )
+    size, repeat = basic.ObsShape[0], basic.FrameSkip
+    return DMCEnv(task, num_envs, seed, obs_type=basic.ObsType, frame_skip=repeat, image_size=size)

@@ -267,7 +267,7 @@ def published_tables(findings: Findings) -> list[Shown]:
              row.source]
             for row in frame[frame.benchmark == benchmark].itertuples()
         ]  # fmt: skip
-        title = find_domain(benchmark).benchmark.title
+        title = find_domain(benchmark).benchmark.title or benchmark
         title += f": published {findings.normalise.unit(benchmark)}"
         head = ["method", "tasks", "mean", "median", "protocol", "source"]
         found.append(simple(title + " over all tasks of each table", head, rows, words={0, 4, 5}))

@@ -6,10 +6,11 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pwm_core.config_file import load_config
+import numpy as np
+
+from pwm_core.config_file import leaves, load_config
 from pwm_core.paths import CONFIG_ROOT
 
 IGNORED = (
@@ -36,13 +37,9 @@ MOST_SHOWN = 2
 """Changes of a config that are named; of one with more, a short hash is."""
 
 
-def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(``Section.Key``, value) of what tells configs apart."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        elif prefix + key not in IGNORED:
-            yield prefix + key, value
+def telling(config: dict[str, Any]) -> dict[str, Any]:
+    """``Section.Key`` -> value of the keys that tell configs apart."""
+    return {key: value for key, value in leaves(config).items() if key not in IGNORED}
 
 
 @functools.cache
@@ -92,7 +89,7 @@ def config_name(domain: str, config: dict[str, Any]) -> ConfigName:
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     """The leaves of a config; the replay's length matters where it is shorter than the run."""
-    own = dict(leaves(config))
+    own = telling(config)
     steps = own.pop(STEPS, None)
     if steps is not None and own.get(BUFFER, 0) >= steps:
         own[BUFFER] = "whole run"
@@ -108,9 +105,9 @@ def _words(key: str) -> str:
 def _number(value: Any) -> str:
     """``0.003`` -> ``3e-3``; what is no small number as it is."""
     if isinstance(value, float) and 0 < abs(value) < 0.01:
-        return re.sub(r"e-0*", "e-", f"{value:e}".replace("000000", "").replace(".e", "e"))
+        return np.format_float_scientific(value, trim="-", exp_digits=1)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _digest(leaves: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:4]
+def _digest(keys: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:4]

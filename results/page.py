@@ -18,7 +18,7 @@ TITLE = "PaMoRL: results"
 STYLE = Path(__file__).with_name("page.css")
 WIDE = 14
 """Columns beyond which a table is set smaller."""
-SHORT = 34
+SHORT = 27
 """Characters below which a cell is not broken into lines."""
 NOTES = "Notes: what is left out, missing or apart"
 

@@ -135,7 +135,7 @@ def _panels(
         beside = [table for table in tables if table.name in fitting]
         only = next((table for table in beside if table.panel), None)
         ours = {c: results[c] for c in members if c in results}
-        title, key = find_domain(benchmark).benchmark.title, benchmark
+        title, key = find_domain(benchmark).benchmark.title or benchmark, benchmark
         if only:
             title += f", {only.panel}"
             key = "_".join([benchmark, *map(str, only.only.values())])

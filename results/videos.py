@@ -147,7 +147,7 @@ def space(frames: np.ndarray, kind: str) -> np.ndarray | None:
     if rest or size < 8 or width % size:
         return None
     gap = max(4, size // 8)
-    count, pitch, border = width // size, size + gap, gap // 2
+    count, pitch, border = width // size, size + gap, gap // 4
     whole = np.full((length, panels * pitch + gap, count * pitch + gap, 3), GAP_COLOUR, np.uint8)
     for panel in range(panels):
         for i in range(count):

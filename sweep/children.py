@@ -96,7 +96,9 @@ def _before_exec() -> Callable[[], None]:
 
 def start(run: Run, work: Work, slot: Slot, stage: str) -> subprocess.Popen[bytes]:
     """Start a stage of ``run``; what it prints is appended to the run's log."""
-    with open(work.places.log(run.name), "ab") as log:
+    path = work.places.log(run.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as log:
         return subprocess.Popen(
             command(run, work, stage),
             stdin=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pwm_core.paths import find_logdir
+from pwm_core.paths import LOGDIR_VARIABLE, find_logdir
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def project_places() -> Places:
 
 def child_environment(places: Places) -> dict[str, str]:
     """Variables that tell the commands of this project where to put things."""
-    return {}
+    return {LOGDIR_VARIABLE: str(places.runs.parent)}
 
 
 def _numbers(folder: Path, end: str) -> list[int]:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pwm_core.config import REPOSITORY
+from pwm_core.config_file import read_yaml
 from pwm_core.errors import UserError, closest
 
 NAME = re.compile(r"[A-Za-z0-9_+=-]{1,80}")
@@ -148,19 +149,6 @@ class Sweep(_Section):
     resources: Resources = Field(default_factory=Resources)
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def find(path: str) -> Path:
     """``path`` from the working directory, from the repository, or a name in the folder of sweeps.
 
@@ -173,18 +161,6 @@ def find(path: str) -> Path:
             return candidate
     known = [str(found.relative_to(REPOSITORY)) for found in sorted(folder.glob("*.yaml"))]
     raise UserError(f"sweep file {path} does not exist; there are {', '.join(known)}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no keys; see config_files/sweeps/atari100k.yaml")
-    return content
 
 
 def _assign(content: dict[str, Any], text: str) -> None:
@@ -240,7 +216,7 @@ def load(path: Path, changes: Iterable[str] = ()) -> Sweep:
     Raises:
         UserError: it cannot be read, a key is unknown or a value is not valid.
     """
-    content = {"name": path.stem} | _read(path)
+    content = {"name": path.stem} | read_yaml(path, "config_files/sweeps/atari100k.yaml")
     changes = list(changes)
     for change in changes:
         _assign(content, change)

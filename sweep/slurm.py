@@ -159,6 +159,8 @@ def sbatch_options(sweep: Sweep, token: str) -> dict[str, Any]:
         "job_name": f"{sweep.name}-{token}",
         "time": wanted.time,
         "cpus_per_task": wanted.cpus * runs,
+        # since Slurm 22.05 srun does not take this over from sbatch
+        "srun_args": [f"--cpus-per-task={wanted.cpus * runs}"],
         "mem": _memory(wanted.mem, runs),
         "signal_delay_s": wanted.warning,
         "array_parallelism": wanted.most_jobs,

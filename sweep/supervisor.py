@@ -146,7 +146,12 @@ class Supervisor:
     def _begin(self, waiting: Waiting) -> None:
         """Claim the run and begin with what is left to do of it."""
         name = waiting.run.name
-        claim = self.records.claim(name)
+        try:
+            claim = self.records.claim(name)
+        except OSError as error:
+            self.outcome.failed.append(name)
+            self.say(f"{name}: {error.filename}: {error.strerror}")
+            return
         if claim is None:
             self._busy(waiting)
             return
@@ -189,7 +194,6 @@ class Supervisor:
 
     def _start(self, active: Active, stage: str) -> None:
         log = self.work.places.log(active.run.name)
-        log.parent.mkdir(parents=True, exist_ok=True)
         active.offset = log.stat().st_size if log.exists() else 0
         active.stage, active.ended = stage, None
         steps = self.work.places.points(active.run.name)
@@ -198,7 +202,7 @@ class Supervisor:
         self.records.write(active.run.name, active.record)
         try:
             active.process = start(active.run, self.work, active.slot, stage)
-        except OSError as error:
+        except (OSError, subprocess.SubprocessError) as error:
             self._failed(active, 1, f"{stage} cannot be started: {error}")
             return
         verb = f"goes on from step {steps[-1]}" if stage == "train" and steps else stage

@@ -256,13 +256,20 @@ class RunTree:
         self, domain: str, *argv: str, limits: dict[int, int] | None = None, **environ: str
     ) -> Job:
         """``train.py`` of a domain; ``limits`` are resource limits by their number."""
+        script = f"pwm_{domain}/train.py"
+        return self._start(script, [*argv, "-device", "cpu"], limits or {}, environ)
+
+    def quickstart(self, *argv: str) -> Job:
+        """What ``./train.sh`` and ``./eval.sh`` call; the first word says which."""
+        return self._start("pwm_core/quickstart.py", argv, {}, {})
+
+    def _start(
+        self, script: str, argv: Sequence[str], limits: dict[int, int], environ: dict[str, str]
+    ) -> Job:
         self._jobs += 1
         output = f"{self.root.parent}/output{self._jobs}"
-        pid = self.ask({
-            "script": str(self.root / f"pwm_{domain}" / "train.py"),
-            "argv": [*argv, "-device", "cpu"], "output": output,
-            "environ": environ, "limits": limits or {},
-        })  # fmt: skip
+        job = {"script": str(self.root / script), "argv": list(argv), "output": output}
+        pid = self.ask(job | {"environ": environ, "limits": limits})
         return Job(self, int(pid), output)
 
     def folder(self, name: str) -> Path:

@@ -9,9 +9,9 @@
       checkpoints/<step>.pt   the weights, which evaluation reads too
       replay/<from>-<to>.pt   transitions, deflated, each file written once
 
-A point writes the transitions since the one before only, however much the replay holds. Frames of
-games shrink to a fortieth: a full Atari replay of 1.3 GB is some 30 MB here. The last point of a
-finished run is kept, so that the run can be extended.
+A point writes only the transitions since the previous point. Deflated, the frames of random play
+take 1/25 (Kung-Fu Master) to 1/68 (Pong) of their memory. The last point of a finished run is kept,
+so that the run can be extended.
 """
 
 from __future__ import annotations
@@ -61,13 +61,19 @@ class Chunk:
 
     @property
     def file(self) -> str:
-        """Relative to the run's folder."""
+        """The path relative to the run's folder."""
         return f"replay/{self.first:09d}-{self.last:09d}.pt"
 
 
 @dataclass
 class Point:
-    """One manifest: ``files`` are relative to the run's folder."""
+    """The content of a manifest.
+
+    Attributes:
+        step: agent steps so far.
+        files: paths relative to the run's folder, each with its SHA-256.
+        chunks: the transitions.
+    """
 
     step: int
     files: dict[str, str]
@@ -79,7 +85,7 @@ class Point:
 
 
 def _digest(point: dict[str, Any]) -> str:
-    """Of what a manifest says."""
+    """The SHA-256 of a manifest's content, which it also holds."""
     return hashlib.sha256(json.dumps(point).encode()).hexdigest()
 
 
@@ -87,8 +93,8 @@ class ResumePoints:
     """Writes and reads the points of one run.
 
     Args:
-        folder: the run's.
-        keep: points to keep.
+        folder: the run's folder.
+        keep: how many of the newest points to keep.
     """
 
     def __init__(self, folder: Path, keep: int = POINTS) -> None:
@@ -96,10 +102,15 @@ class ResumePoints:
         self._chunks: list[Chunk] = []
 
     def save(self, step: int, files: dict[str, str], state: Any, replay: Transitions) -> None:
-        """Write the point of ``step``; ``files`` are those already written for it.
+        """Write the point of ``step``.
+
+        Args:
+            files: files that belong to the point and are already written, with their SHA-256.
+            state: everything but the weights and the replay; tensors and plain values.
+            replay: its transitions since the previous point are written.
 
         Raises:
-            OSError: it cannot be written; the points before are untouched.
+            OSError: the point cannot be written. Earlier points are untouched.
         """
         self._save_transitions(replay)
         name = f"resume/{step:09d}.pt"
@@ -114,7 +125,7 @@ class ResumePoints:
         self._prune()
 
     def _save_transitions(self, replay: Transitions) -> None:
-        """Write those that no chunk holds yet, and forget chunks that the ring has dropped."""
+        """Write transitions that are in no chunk yet; forget chunks that the replay has dropped."""
         oldest = replay.total - replay.size
         first = max(oldest, self._chunks[-1].last if self._chunks else 0)
         if first < replay.total:
@@ -128,11 +139,11 @@ class ResumePoints:
         return self.folder / "resume" / f"{step:09d}.json"
 
     def steps(self) -> list[int]:
-        """Of the points, ascending; nothing is checked."""
+        """The steps of all points, ascending. Their files are not checked."""
         return numbers(self.folder / "resume", ".json")
 
     def _prune(self) -> None:
-        """Remove old points, and what only they needed."""
+        """Remove old points and the files that only they need."""
         for step in self.steps()[: -self.keep]:
             self._manifest(step).unlink()
         needed = self.needed()
@@ -142,7 +153,7 @@ class ResumePoints:
                     path.unlink()
 
     def needed(self) -> set[str]:
-        """The files of all points, relative to the run's folder."""
+        """The files that any point needs, relative to the run's folder."""
         names: set[str] = set()
         for step in self.steps():
             # Damage is reported when a run is to continue from the point.
@@ -166,7 +177,7 @@ class ResumePoints:
         return point
 
     def _check(self, step: int) -> Point:
-        """The point of ``step``, every file of it verified.
+        """Read the point of ``step`` and verify the checksum of each of its files.
 
         Raises:
             UserError: names what is damaged or missing.
@@ -183,10 +194,10 @@ class ResumePoints:
         return point
 
     def newest(self) -> Point | None:
-        """The newest point that is whole, or None where there is none at all.
+        """The newest undamaged point, or None if there are no points.
 
         Raises:
-            UserError: there are points, but every one is damaged.
+            UserError: there are points, and all are damaged.
         """
         reasons = []
         for step in reversed(self.steps()):
@@ -210,16 +221,16 @@ class ResumePoints:
         return None
 
     def state(self, point: Point) -> Any:
-        """What ``save`` got as ``state``; tensors in host memory."""
+        """The ``state`` that :meth:`save` was given; its tensors are in host memory."""
         return read_tensors(self.folder / f"resume/{point.step:09d}.pt")
 
     def transitions(self, point: Point) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """First step and fields of every chunk, in order."""
+        """The first step and the fields (N, steps, ...) of every chunk, in order."""
         for chunk in point.chunks:
             yield chunk.first, read_tensors(self.folder / chunk.file)
 
     def finish(self) -> None:
-        """The run has ended: keep the newest point only, from which the run can be extended."""
+        """At the end of the run, keep only the newest point, from which the run can be extended."""
         for step in self.steps()[:-1]:
             self._manifest(step).unlink()
         self._prune()

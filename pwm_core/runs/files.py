@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old or the new one, never half of it."""
+"""Reading and writing files. A crash while writing leaves the old file or the new one, whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pwm_core.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` when the block ends well, and is removed when not."""
+    """Yield a temporary path that replaces ``path`` if the block succeeds, or else is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -41,9 +41,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on ``folder``, which is made if need be; waits for another holder.
+    """Hold a lock on ``folder``, which is made if it is missing; wait until it is free.
 
-    Where the file system cannot lock a folder (some network ones), nothing is locked.
+    On file systems that cannot lock a folder (some network ones) nothing is locked.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -62,7 +62,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Make the new name as durable as the content."""
+    """Make a renamed file's new name survive a power failure, as its content does."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -102,20 +102,20 @@ def _deflated(archive: io.BytesIO) -> io.BytesIO:
 
 
 def numbers(folder: Path, suffix: str) -> list[int]:
-    """N of all files ``<N, nine digits or more><suffix>`` in ``folder``, ascending."""
+    """The numbers N of all files ``<N, nine digits or more><suffix>`` in ``folder``, ascending."""
     stems = (path.stem for path in folder.glob(f"*{suffix}"))
     digits = (stem for stem in stems if stem.isascii() and stem.isdecimal())
     return sorted(int(stem) for stem in digits if f"{int(stem):09d}" == stem)
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content."""
+    """The SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
-    """What :func:`write_tensors` wrote: tensors and plain values, no code of the file is run.
+    """Read what :func:`write_tensors` wrote: tensors and plain values. No code in it is executed.
 
     Raises:
         UserError: the file is missing, damaged, or holds something else.
@@ -152,7 +152,7 @@ def check_archive(path: Path) -> None:
 
 
 def to_tensors(tree: Any) -> Any:
-    """A nest of dicts and lists with its NumPy arrays as tensors, which need no code to load."""
+    """Nested dicts and lists with NumPy arrays turned into tensors, which load without code."""
     if isinstance(tree, np.ndarray):
         return torch.from_numpy(tree)
     if isinstance(tree, dict):

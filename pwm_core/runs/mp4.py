@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -87,17 +88,21 @@ def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) ->
             video.write(frame)
 
 
-def read_video(path: Path) -> tuple[np.ndarray, float]:
+def read_video(video: Path | bytes) -> tuple[np.ndarray, float]:
     """All frames of a video, (T, height, width, 3) uint8, and the frames per second.
+
+    Args:
+        video: path of the file, or its content.
 
     Raises:
         OSError: the file is missing or is not a video.
     """
     import av
 
-    with av.open(str(path)) as container:
+    source = io.BytesIO(video) if isinstance(video, bytes) else str(video)
+    with av.open(source) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         rate = container.streams.video[0].average_rate
     if not frames:
-        raise OSError(f"{path} has no frames")
+        raise OSError("the video has no frames")
     return np.stack(frames), float(rate or FRAMES_PER_SECOND)

@@ -8,7 +8,7 @@
       metrics.jsonl           one object per logged step
       checkpoints/<step>.pt   weights of that step, for evaluation
       resume/, replay/        what a run continues from, see ``pwm_core.runs.checkpoint``
-      videos/                 what training logged to look at
+      videos/                 videos of training and evaluation
       lock                    held by the process that trains
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from pwm_core.config import Config
-from pwm_core.config_file import dump_config, load_config
+from pwm_core.config_file import dump_config, leaves, load_config
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import LogDir, find_logdir
 from pwm_core.runs.checkpoint import ResumePoints
@@ -57,15 +57,6 @@ def _check_name(name: str) -> str:
     return name
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(``Section.Key``, value) of every key of a config."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def _at(tree: dict[str, Any], key: str) -> Any:
     for part in key.split("."):
         tree = tree[part]
@@ -94,10 +85,10 @@ class RunFolder:
         return self._config.is_file()
 
     def refuse_existing(self) -> None:
-        """For a run that is to be a new one.
+        """Check that a new run can be started.
 
         Raises:
-            UserError: there is one of that name already.
+            UserError: a run of that name exists.
         """
         if self.exists:
             raise UserError(
@@ -106,13 +97,13 @@ class RunFolder:
             )
 
     def refuse_lost_points(self, total: int) -> None:
-        """For a run that has no point to continue from.
+        """Check that a run without a point to continue from may start over.
 
         Args:
-            total: the steps that it was to have.
+            total: ``SampleMaxSteps`` of the run so far.
 
         Raises:
-            UserError: it got far enough to have had one.
+            UserError: the run trained far enough to have had a point.
         """
         steps = self.steps()
         if len(steps) > 1 or (steps and steps[-1] >= total):
@@ -123,10 +114,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Held while training. The kernel lets go of it when the process ends, however it ends.
+        """Hold the run's lock while training. The kernel releases it when the process ends.
 
-        Removes what a killed process left half written, and at the end the folder of a run that
-        did not begin.
+        Temporary files that a killed process left are removed; so is, at the end, the folder of a
+        run that did not start.
 
         Raises:
             UserError: another process trains this run.
@@ -156,11 +147,10 @@ class RunFolder:
                     self._discard()
 
     def check_same(self, config: Config, metadata: dict[str, Any], defaults: str) -> None:
-        """For a run that is to continue.
+        """Check that a run can continue with these settings.
 
         Raises:
-            UserError: task, domain or config differ from those it began with; see
-                :meth:`differences`.
+            UserError: task, domain or config have changed; see :meth:`differences`.
         """
         changes = self.differences(config, metadata, defaults)
         if changes:
@@ -169,15 +159,15 @@ class RunFolder:
             )
 
     def differences(self, config: Config, metadata: dict[str, Any], defaults: str) -> list[str]:
-        """What keeps the run from continuing with other settings, one text per key.
+        """Why the run cannot continue with these settings: one text per key.
 
-        More steps than before are no difference. Nor is a larger replay, as long as nothing has
-        been dropped from the smaller one.
+        A larger ``SampleMaxSteps`` is allowed. So is a larger ``BufferMaxLength``, as long as the
+        replay has not dropped anything.
         """
         before, now = self.config(defaults).model_dump(), config.model_dump()
         was, trained = self.metadata(), max(self.steps(), default=0)
         pairs = [(key, was.get(key), metadata[key]) for key in ("domain", "task")]
-        pairs += [(key, old, _at(now, key)) for key, old in _leaves(before)]
+        pairs += [(key, old, _at(now, key)) for key, old in leaves(before).items()]
 
         def allowed(key: str, old: Any, new: Any) -> bool:
             grows = key in EXTENDABLE and new > old
@@ -188,7 +178,7 @@ class RunFolder:
         ]
 
     def extend(self, config: Config, defaults: str) -> None:
-        """Write the config of a run that continues, if it has more steps than before."""
+        """Write the config of a run that continues, if it is longer than before."""
         before = self.config(defaults)
         if config != before:
             total = before.JointTrainAgent.SampleMaxSteps
@@ -198,19 +188,19 @@ class RunFolder:
             write_text(self._config, dump_config(config))
 
     def _discard(self) -> None:
-        """Remove the folder of a run that did not begin, unless it holds more than the lock."""
+        """Remove the folder of a run that did not start, unless it holds more than the lock."""
         with contextlib.suppress(OSError):
             (self.path / "lock").unlink()
             self.path.rmdir()
 
     def finished(self, total: int) -> bool:
-        """Whether the run has trained ``total`` steps and written all that it writes."""
+        """Whether the run has trained ``total`` steps and written its last checkpoint."""
         points = self.points.steps()
         done = bool(self.steps()) and self.steps()[-1] >= total
         return done and (not points or points[-1] >= total)
 
     def note_versions(self, metadata: dict[str, Any]) -> None:
-        """Say on which versions, commit and hardware a run continues, where they have changed."""
+        """Print which versions, commit or hardware have changed since the run started."""
         was = self.metadata()
         before = was["versions"] if isinstance(was.get("versions"), dict) else {}
         changed = [
@@ -227,16 +217,16 @@ class RunFolder:
             print(f"note: the numbers may differ from here on: {'; '.join(changed)}")
 
     def begin(self, config: Config, metadata: dict[str, Any]) -> None:
-        """Write the resolved config and what the run stands on."""
+        """Write the resolved config and the metadata of a new run."""
         write_text(self.path / "run.json", json.dumps(metadata, indent=2) + "\n")
         write_text(self._config, dump_config(config))
 
     @classmethod
     def open(cls, name: str, logdir: LogDir | None = None) -> RunFolder:
-        """A run that exists.
+        """An existing run.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: there is no run of that name.
         """
         folder = cls(name, logdir)
         if not folder._config.is_file():
@@ -247,12 +237,16 @@ class RunFolder:
         return folder
 
     def config(self, defaults: str) -> Config:
-        """The resolved config the run was started with; keys that are younger than the run have
-        the values of ``defaults``, its domain's full config."""
+        """The run's resolved config. Keys that were added to the project since have the values of
+        ``defaults``, the domain's full config."""
         return load_config(self._config, defaults=defaults)
 
     def metadata(self) -> dict[str, Any]:
-        """What ``run.json`` holds."""
+        """The content of ``run.json``.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
         try:
             about = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
             if isinstance(about["task"], str) and isinstance(about["domain"], str):
@@ -272,11 +266,11 @@ class RunFolder:
 
     @property
     def videos(self) -> Path:
-        """Where videos go."""
+        """The folder of videos."""
         return self.path / "videos"
 
     def checkpoint(self, step: int) -> Path:
-        """The weights saved at ``step``."""
+        """The path of the weights of ``step``."""
         return self.path / "checkpoints" / f"{step:09d}.pt"
 
     def save(self, step: int, weights: dict[str, Any]) -> dict[str, str]:
@@ -286,8 +280,11 @@ class RunFolder:
         return {str(path.relative_to(self.path)): digest}
 
     def prune(self, keep: int | None) -> None:
-        """Remove the weights of all but the newest ``keep`` checkpoints (None: of none) and of
-        those that the run can continue from."""
+        """Remove old weights, but keep those that the run can continue from.
+
+        Args:
+            keep: how many of the newest checkpoints keep their weights; None: all.
+        """
         needed = self.points.needed()
         for step in self.steps()[:-keep] if keep else []:
             path = self.checkpoint(step)
@@ -299,10 +296,10 @@ class RunFolder:
         return numbers(self.path / "checkpoints", ".pt")
 
     def select(self, which: str) -> list[int]:
-        """``last``, ``all`` or a step -> steps.
+        """The steps that ``-checkpoint`` asks for: ``last``, ``all`` or a number.
 
         Raises:
-            UserError: no such checkpoint.
+            UserError: there is no such checkpoint.
         """
         steps = self.steps()
         if not steps:
@@ -319,10 +316,10 @@ class RunFolder:
         return [int(which)]
 
     def load_weights(self, step: int, device: torch.device) -> dict[str, Any]:
-        """The weights saved at ``step``; tensors only, no code of the file is run.
+        """Read the weights of ``step``, after a comparison of their checksums.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is missing or damaged, or holds something else.
         """
         check_archive(self.checkpoint(step))
         content = read_tensors(self.checkpoint(step), device)

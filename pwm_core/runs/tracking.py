@@ -28,7 +28,7 @@ WANDB_TIMEOUT = 30
 
 
 class Sink(Protocol):
-    """Somewhere metrics go."""
+    """A receiver of metrics and videos."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """All scalars of one step."""
@@ -37,12 +37,13 @@ class Sink(Protocol):
         """``frames`` (T, H, W, 3) uint8, already written to ``path`` as mp4."""
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Write everything and close."""
 
 
 class JsonLines:
-    """One JSON object per logged step, in the file when :meth:`log` returns. A number that is not
-    finite becomes null. While the disk is full the lines wait in memory.
+    """A file with one JSON object per logged step, written before :meth:`log` returns.
+
+    A number that is not finite becomes null. While the disk is full, lines wait in memory.
 
     Args:
         path: appended to.
@@ -56,7 +57,7 @@ class JsonLines:
         self._waiting: list[bytes] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What is in the file, made durable, and what waits."""
+        """Sync the file; returns its size and the lines that wait."""
         with contextlib.suppress(OSError):
             os.fsync(self._file)
         return {"size": self._end, "waiting": [line.decode() for line in self._waiting]}
@@ -89,7 +90,7 @@ class JsonLines:
         self._write()
 
     def _write(self) -> None:
-        """Write what waits; half a line is cut off again."""
+        """Write the lines that wait. A line that does not fit as a whole is removed again."""
         warned = len(self._waiting) > 1
         while self._waiting:
             line = self._waiting[0]
@@ -107,7 +108,7 @@ class JsonLines:
             self._waiting.pop(0)
 
     def video(self, step: int, name: str, frames: np.ndarray, path: Path) -> None:
-        """Videos are files of their own."""
+        """Nothing: videos are separate files."""
 
     def close(self) -> None:
         """Close the file."""
@@ -239,15 +240,15 @@ class TensorBoard:
 
 
 class Tracker:
-    """Gathers the metrics of a step and hands them on once, as one record.
+    """Collects the metrics of a step and passes them to all sinks as one record.
 
     Only ``metrics.jsonl`` matters to a run: after a sink or a video fails there is a warning, and
     training continues.
 
     Args:
-        metrics: the file of JSON lines, which come first.
-        videos: where video files go.
-        sinks: beside the JSON lines.
+        metrics: the file of JSON lines, which is written first.
+        videos: the folder of video files.
+        sinks: further receivers.
     """
 
     def __init__(self, metrics: JsonLines, videos: Path, sinks: list[Sink]) -> None:
@@ -264,7 +265,7 @@ class Tracker:
         self._pending.update(metrics)
 
     def video(self, step: int, name: str, frames: np.ndarray) -> None:
-        """Keep ``frames`` (T, H, W, 3) uint8 as ``videos/<name>_<step>.mp4`` and hand them on."""
+        """Write ``frames`` (T, H, W, 3) uint8 as an mp4, and pass them to all sinks."""
         path = self._videos / f"{name.split('/')[-1].lower()}_{step:09d}.mp4"
         try:
             write_video(path, frames)
@@ -314,16 +315,16 @@ def progress_bar(total: int, unit: str, *, initial: int = 0, phase: str = "") ->
 
 
 class MeanMetrics:
-    """Means of device scalars over many updates; the device is asked once, at :meth:`take`.
+    """Means of device scalars over many updates. Only :meth:`take` waits for the device.
 
-    A value that is not finite does not count; where none is, the mean is NaN.
+    Values that are not finite are left out of a mean. If all of them are, the mean is NaN.
     """
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], Tensor] = {}  # names -> (2, names) sums and counts
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Add one update's scalars, which stay where they are."""
+        """Add the scalars of one update, without a copy to the host."""
         names = tuple(metrics)
         values = torch.stack([value.detach().float() for value in metrics.values()]).double()
         finite = torch.isfinite(values)
@@ -335,7 +336,7 @@ class MeanMetrics:
         return bool(self._sums)
 
     def take(self) -> dict[str, float]:
-        """The means since the last call."""
+        """The means since the last call, by name."""
         means = {}
         for names, pair in self._sums.items():
             for name, total, count in zip(names, *pair.tolist(), strict=True):

@@ -11,7 +11,8 @@ from pwm_core.training.episode_videos import Episode
 
 
 def quotas(episodes: int, num_envs: int) -> np.ndarray:
-    """Episodes that each environment plays, fixed beforehand so that short ones gain nothing."""
+    """How many episodes each environment plays, (N,). Fixed beforehand, so that short episodes are
+    not overrepresented."""
     share, rest = divmod(episodes, num_envs)
     return np.array([share + (i < rest) for i in range(num_envs)])
 

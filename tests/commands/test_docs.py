@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 
-from pwm_core.config_file import load_config
+from pwm_core.config_file import leaves, load_config
 from pwm_core.paths import REPOSITORY
-from tests.commands.test_config import leaves
 
 
 def test_the_table_of_the_domains_differences_is_complete() -> None:
     atari, dmc = (
-        dict(leaves(load_config(f"config_files/{name}.yaml").model_dump()))
-        for name in ("atari", "dmc")
+        leaves(load_config(f"config_files/{name}.yaml").model_dump()) for name in ("atari", "dmc")
     )
     text = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+(?:\.\w+)+)` \| (\S+).*? \| (\S+).* \|$", text, re.MULTILINE)

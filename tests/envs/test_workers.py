@@ -152,6 +152,16 @@ def test_stop_lets_the_call_at_hand_finish_and_the_object_close(
     assert (sorted(out.splitlines()), err) == (["closed 0", "closed 5"], "")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_worker_leaves_a_batch_systems_signals_to_its_parent(start: Start, number: int) -> None:
+    worker = start()
+    call(worker, "add", 1)
+    worker.process.send_signal(number)
+    assert call(worker, "add", 1) == 2
+    stop([worker])
+    assert worker.process.returncode == 0
+
+
 @pytest.mark.slow
 def test_a_worker_that_does_not_leave_is_killed(start: Start) -> None:
     worker = start()

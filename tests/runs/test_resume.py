@@ -23,7 +23,7 @@ from pwm_core.runs.checkpoint import ResumePoints, _digest
 from pwm_core.runs.files import sha256, write_text
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runtime import random_state, set_random_state
-from tests.helpers_envs import counting_domain
+from tests.helpers_envs import DEFAULTS, counting_domain
 from tests.helpers_runs import (
     PONG,
     CrashError,
@@ -34,6 +34,7 @@ from tests.helpers_runs import (
     dmc,
     folder,
     last_step,
+    records,
     train_counting,
     wait_for,
     wait_for_step,
@@ -245,6 +246,97 @@ def test_keep_is_a_count(value: str) -> None:
         train_counting("run", "-keep", value)
 
 
+# ----------------------------------------------------------------------------------------- extend
+
+LONGER = (*QUICK, "JointTrainAgent.SampleMaxSteps=55")
+
+
+def test_a_finished_run_that_is_extended_is_the_longer_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Byte for byte, though the shorter one logged a last line of its own and dropped transitions;
+    and again after a crash."""
+    ring = "JointTrainAgent={BufferMaxLength: 38, LogEverySteps: 7}"
+    train_counting("whole", overrides=[*LONGER, ring])
+    train_counting("run", overrides=[*QUICK, ring])
+    capsys.readouterr()
+    with pytest.raises(CrashError):
+        train_counting("run", "-resume", overrides=[*LONGER, ring], hook=crash_at(5))
+    said = capsys.readouterr().out
+    assert "extending the run from 45 to 55 steps" in said
+    assert "continuing from step 45:" in said
+    train_counting("run", "-resume", overrides=[*LONGER, ring])
+    assert_same_run(folder("whole"), folder("run"))
+    assert RunFolder("run").config(DEFAULTS).JointTrainAgent.SampleMaxSteps == 55
+    train_counting("run", "-resume", overrides=[*LONGER, ring])
+    assert "is finished: 55 steps" in capsys.readouterr().out
+
+
+def test_the_replay_grows_with_the_run() -> None:
+    """Where it holds everything so far, as in the full configs."""
+    sizes = ["JointTrainAgent.BufferMaxLength=45", "JointTrainAgent.BufferMaxLength=55"]
+    train_counting("whole", overrides=[*LONGER, sizes[1]])
+    train_counting("run", overrides=[*QUICK, sizes[0]])
+    train_counting("run", "-resume", overrides=[*LONGER, sizes[1]])
+    assert_same_run(folder("whole"), folder("run"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("SampleMaxSteps=40", "SampleMaxSteps was 45 and is 40"),
+        ("BufferMaxLength=40", "BufferMaxLength was 38 and is 40"),  # it has dropped transitions
+        ("BufferMaxLength=30", "BufferMaxLength was 38 and is 30"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(change: str, says: str) -> None:
+    ring = "JointTrainAgent.BufferMaxLength=38"
+    train_counting("run", overrides=[*QUICK, ring])
+    with pytest.raises(UserError, match=says):
+        train_counting("run", "-resume", overrides=[*QUICK, ring, f"JointTrainAgent.{change}"])
+
+
+def test_a_finished_run_without_its_last_point_is_not_begun_again() -> None:
+    """As runs of earlier versions are, even with a single checkpoint."""
+    once = (*QUICK, "JointTrainAgent.SaveEverySteps=100")
+    train_counting("run", overrides=once)
+    for path in folder("run").glob("resume/*"):
+        path.unlink()
+    train_counting("run", "-resume", overrides=once)  # it is finished, and that is all
+    with pytest.raises(UserError, match=r"got to step 45, but .* holds nothing to continue from"):
+        train_counting("run", "-resume", overrides=[*once, "JointTrainAgent.SampleMaxSteps=55"])
+    assert RunFolder("run").steps() == [45]
+
+
+def test_a_finished_run_keeps_one_small_point() -> None:
+    """Not what the replay kept on disk to sample from; and transitions are deflated."""
+    train_counting("run", overrides=[*QUICK, "JointTrainAgent.BufferStorage=disk"])
+    assert ResumePoints(folder("run")).steps() == [45]
+    replay = list(folder("run").glob("replay/*"))
+    assert {path.suffix for path in replay} == {".pt"}
+    frames = 45 * 8 * 8 * 3
+    assert sum(path.stat().st_size for path in replay) < frames
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5, "half a line"])
+def test_metrics_that_were_lost_are_reported(
+    left: float | str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what follows does not join half a line."""
+    path = interrupted() / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    kept = lines[: int(len(lines) * left)] if not isinstance(left, str) else lines[:3]
+    end = '{"step": 9' if isinstance(left, str) else ""
+    path.write_text("".join(kept) + end)
+    last = json.loads(kept[-1])["step"] if kept else 0
+    train_counting("run", "-resume", overrides=QUICK)
+    said = capsys.readouterr().out
+    assert f"its lines after step {last} are lost" in said
+    steps = [record["step"] for record in records(folder("run"))]
+    assert steps[: len(kept)] == [json.loads(line)["step"] for line in kept]
+    assert steps[-1] == 45
+
+
 # ----------------------------------------------------------------------------------------- damage
 
 
@@ -347,8 +439,10 @@ def test_code_in_a_checkpoint_does_not_run(what: str, tmp_path: Path) -> None:
     path = run / {**OF_POINT, "chunk": "replay/000000020-000000040.pt"}[what].format(40)
     torch.save({"step": Code(marker)}, path)
     rewrite_manifest(run, 40)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"is no checkpoint.*nothing in it was executed") as raised:
         train_counting("run", "-resume", overrides=QUICK)
+    assert "weights_only" not in str(raised.value)
+    assert "load" not in str(raised.value), "no word on how to load it all the same"
     if what == "weights":
         with pytest.raises(UserError, match="cannot be read"):
             evaluate_run(counting_domain((7,))[0], ["-n", "run", "-device", "cpu"])

@@ -88,6 +88,8 @@ def test_jobs_are_packed_cancelled_killed_and_given_up(
     assert "submitted 1 jobs" in sweeps.sweep(file)
     wait_for(lambda: sweeps.has_point("cartpole_balance-seed1"), 120)
     wait_for(lambda: sweeps.record("cup_catch-seed1").get("state") == "failed", 60)
+    step = cluster.ask("scontrol", "show", "step", sweeps.ticket("cup_catch-seed1")["job"] + ".0")
+    assert "CPUs=2 " in step
     text = sweeps.sweep(file, "--status")
     assert "1 running, 1 failed" in text
     assert "train: error: Models.WorldModel.Scan" in text
