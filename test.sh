@@ -9,6 +9,7 @@ for argument in "$@"; do
 done
 $python -m ruff check .
 $python -m ruff format --check .
+.venv/bin/lint-imports --no-logo
 result=5 # pytest's code for: no test was selected
 for phase in "${phases[@]}"; do
     command=($python -m pytest -m "$phase")

@@ -1,1 +1,1 @@
-"""Timings that anyone can repeat: ``python -m benchmarks.<name>``."""
+"""Benchmarks; run one with ``python -m benchmarks.<name>``."""

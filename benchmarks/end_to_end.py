@@ -1,11 +1,11 @@
-"""Steps per second of a real ``train.py``, environment and logging included::
+"""Steps per second of a real ``train.py``, including environment and logging::
 
     python -m benchmarks.end_to_end --save cpu                       # Pong, tiny config on a CPU
     python -m benchmarks.end_to_end --domain dmc --task walker_walk --config config_files/dmc.yaml
 
-Trains in a temporary run for ``--steps`` agent steps past the warm-up and the first ``--skip``
-(compilation, capture, caches), and projects the time of 100k steps. The time is that between two
-lines of the run's ``metrics.jsonl``, as they appear.
+A temporary run trains for ``--steps`` agent steps. They follow the warm-up and ``--skip`` further
+steps (for compilation, capture and caches). The time is measured between the moments at which two
+lines of the run's ``metrics.jsonl`` appear, and the time of 100k steps is extrapolated from it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import measure
 from pwm_core.config import REPOSITORY
 from pwm_core.config_file import load_config
-from pwm_core.runs.run_folder import RUNS
+from pwm_core.paths import find_logdir
 from pwm_core.runtime import find_device
 
 TASKS = {"atari": "ALE/Pong-v5", "dmc": "walker_walk"}
@@ -32,7 +32,7 @@ LOG_EVERY = 10
 
 
 def _arrivals(process: subprocess.Popen[bytes], metrics: Path) -> list[tuple[int, float]]:
-    """(step, time) of every line of training metrics, noted when it appears."""
+    """(step, time in seconds) of every line of training metrics at the moment it appears."""
     seen: list[tuple[int, float]] = []
     offset = 0
     while process.poll() is None:
@@ -54,7 +54,7 @@ def measure_run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train once and time it.
 
     Raises:
-        RuntimeError: the training failed; its output is in the text.
+        RuntimeError: the training failed; the message holds the end of its output.
     """
     defaults = f"config_files/{arguments.domain}.yaml"
     config = load_config(arguments.config, defaults=defaults, overrides=arguments.set)
@@ -71,10 +71,10 @@ def measure_run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT)
         try:
-            seen = _arrivals(process, RUNS / name / "metrics.jsonl")
+            seen = _arrivals(process, find_logdir().runs / name / "metrics.jsonl")
         finally:
             process.kill()
-            shutil.rmtree(RUNS / name, ignore_errors=True)
+            shutil.rmtree(find_logdir().runs / name, ignore_errors=True)
         output.seek(0)
         if process.returncode or not seen:
             raise RuntimeError(output.read().decode(errors="replace")[-2000:])
@@ -93,7 +93,7 @@ def measure_run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the row; with ``--save NAME`` write the JSON too."""
+    """Print the row; with ``--save NAME`` also write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--domain", choices=list(TASKS), default="atari")
     parser.add_argument("--task", default=None)

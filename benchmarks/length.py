@@ -1,12 +1,12 @@
-"""How the time and memory of a batch of fixed size depend on the length of its sequences::
+"""Time and memory of batches with a fixed number of tokens, by the length of their sequences::
 
     python -m benchmarks.length --save cpu
     python -m benchmarks.length --case atari --tokens 1024
 
-The same tokens (B x T) as many short sequences or few long ones: the chunked scan alone, forward
-and backward at the key and value width of Atari, and one whole world-model update at full size.
-Each line is measured in a process of its own; ``extra`` is what the process took beyond its models
-and inputs at the peak (on CUDA: what torch took).
+A batch has B sequences of T steps, and B x T is fixed. Measured are the chunked scan alone (forward
+and backward, at the key and value width of Atari) and a whole world-model update at full size. Each
+line is measured in a separate process. ``extra`` is the peak memory of the process minus that of
+its models and inputs (on CUDA: of torch's tensors).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LENGTHS = (64, 256, 1024, 4096)
 def measure_update(
     case: str, precision: str, length: int, tokens: int, target: torch.device, repeats: int
 ) -> dict[str, Any]:
-    """One world-model update on ``tokens`` / ``length`` sequences."""
+    """A row with one world-model update on ``tokens`` / ``length`` sequences."""
     batch_size = max(1, tokens // length)
     overrides = [
         f"JointTrainAgent={{BatchSize: {batch_size}, BatchLength: {length}}}",
@@ -36,7 +36,7 @@ def measure_update(
         f"BasicSettings.UseAmp={'true' if precision == 'bf16' else 'false'}",
     ]
     agent, replay = full_size(case, overrides, target, stored=length + 64)
-    agent.train_world_model(replay.sample(1, 64))  # optimiser's state, before memory is looked at
+    agent.train_world_model(replay.sample(1, 64))  # allocate AdamW's state before the measurement
     batch = replay.sample(batch_size, length)
     before = measure.peak_gigabytes(target)
     seconds = measure.seconds(lambda: agent.train_world_model(batch), target, repeats)
@@ -47,14 +47,14 @@ def measure_update(
 
 
 def measure_scan(length: int, tokens: int, target: torch.device, repeats: int) -> dict[str, Any]:
-    """The chunked scan, forward and backward."""
+    """A row with the chunked scan, forward and backward."""
     row = measure_backend("chunked", length, tokens, target, repeats)
     return {"what": "scan", "T": length, "B": row["B"], "time (ms)": row["both (ms)"],
             "extra (MB)": row["extra (MB)"]}  # fmt: skip
 
 
 def main() -> None:
-    """Print the table; with ``--save NAME`` write the JSON too."""
+    """Print the table; with ``--save NAME`` also write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--case", choices=CASES, default="dmc-proprio")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: timing, peak memory, tables, results with the hardware's name."""
+"""Timing, peak memory, tables and result files of the benchmarks."""
 
 from __future__ import annotations
 
@@ -23,14 +23,20 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def seconds(function: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Median wall time of ``function``, after one warm-up call, the device waited for."""
+    """Median wall time of ``function`` in seconds after one warm-up call.
+
+    A call ends when the device has finished its work.
+    """
     return statistics.median(turn_by_turn([function], device, repeats)[0])
 
 
 def turn_by_turn(
     functions: list[Callable[[], Any]], device: torch.device, repeats: int
 ) -> list[list[float]]:
-    """``repeats`` wall times of each function, called in turn after one warm-up call of each."""
+    """``repeats`` wall times of each function in seconds.
+
+    The functions are called in turn, after one warm-up call of each.
+    """
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats + 1):
         for function, taken in zip(functions, times, strict=True):
@@ -43,36 +49,40 @@ def turn_by_turn(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device's queue."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def flops(function: Callable[[], Any]) -> float:
-    """Floating-point operations of the products and convolutions in one call, a multiply-add as
-    two; everything else is left out."""
+    """Floating-point operations of the matrix products and convolutions in one call.
+
+    A multiply-add counts as two operations. Other operations are not counted.
+    """
     with FlopCounterMode(display=False) as counter:
         function()
     return float(counter.get_total_flops())
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square product, the fastest of ten: what the device can do."""
+    """Floating-point operations per second of a large square product, the fastest of ten."""
     size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(turn_by_turn([lambda: left @ right], device, 10)[0])
 
 
 def peak_gigabytes(device: torch.device) -> float:
-    """Most memory taken so far: by torch on CUDA, by the whole process on the CPU."""
+    """Peak memory so far in GB, of torch on CUDA and of the whole process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
-    """The row that ``python -m benchmarks.<module> arguments`` prints last, as JSON: measured in a
-    process of its own, so that its peak memory is its own."""
+    """The row that ``python -m benchmarks.<module> arguments`` prints last, as JSON.
+
+    A separate process measures it, so that its peak memory is that of the row alone.
+    """
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     row = json.loads(done.stdout.splitlines()[-1])
@@ -81,7 +91,7 @@ def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Names the hardware and the versions that a number was measured on."""
+    """The hardware and the versions that a number was measured with."""
     about = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -95,7 +105,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def hardware_name(device: torch.device) -> str:
-    """For the title of a figure: ``2 cores of an AMD EPYC 9B14``, or the GPU's name."""
+    """Text for the title of a figure: ``2 threads, AMD EPYC 9B14``, or the GPU's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads, {_cpu_name()}"
@@ -110,7 +120,7 @@ def _cpu_name() -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table; numbers with three significant digits."""
+    """Rows as a Markdown table. Numbers have three significant digits."""
 
     def show(value: Any) -> str:
         return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -122,7 +132,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def save(name: str, rows: list[dict[str, Any]], device: torch.device) -> Path:
-    """Write ``benchmarks/results/<name>.json``."""
+    """Write ``benchmarks/results/<name>.json``; returns its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(device), "rows": rows}, indent=2) + "\n")

@@ -1,18 +1,19 @@
-"""Time and memory of the scan backends, and how sequence models grow with the length::
+"""Time and memory of the scan backends, and the time of sequence models by context length::
 
     python -m benchmarks.scan --save cpu            # both tables, JSON and PNG
     python -m benchmarks.scan --part backends --tokens 1024
 
-``backends`` times linear attention over sequences of T steps, in batches of ``--tokens`` tokens
-(or one sequence of T, where that is more), forward and forward + backward. ``odd_even full`` is the
-odd-even scan whose decays are written out to the states' full size, as a generic scan library
-applies it. Each line is measured in a process of its own; ``extra`` is what the process took beyond
-its inputs at the peak (on CUDA: what torch took).
+``backends`` times linear attention over sequences of T steps, forward and forward + backward. A
+batch has ``--tokens`` tokens, or one sequence if T is larger. ``odd_even full`` is the odd-even
+scan with decays that are expanded to the size of the states, as for a generic scan library. Each
+line is measured in a separate process. ``extra`` is the peak memory of the process minus that of
+its inputs (on CUDA: of torch's tensors).
 
-``growth`` times one layer of equal width and context L: linear attention, softmax attention
-(``scaled_dot_product_attention``, with a cache of keys and values where it goes step by step) and a
-GRU. ``training`` is forward + backward over L steps of one sequence; ``inference`` one more step;
-``imagination`` one more step from each of 64 states.
+``growth`` times one layer with a context of L steps: linear attention, softmax attention
+(``scaled_dot_product_attention``, with a cache of keys and values for single steps) and a GRU, all
+of the same width. ``training`` is forward + backward over the L steps of one sequence.
+``inference`` is one more step, and ``imagination`` is one more step from each of 64 states. (Only
+here, L is the length of a context.)
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from torch import Tensor, nn
 
 from benchmarks import measure
 from pwm_core.config_file import load_config
-from pwm_core.models.linear_attention import RecurrentMemory
 from pwm_core.models.scan import (
     AttentionOutput,
     States,
@@ -38,6 +38,7 @@ from pwm_core.models.scan import (
     linear_attention,
     linear_recurrence,
 )
+from pwm_core.models.sequence_models.linear_attention import RecurrentMemory
 from pwm_core.runtime import find_device, use_tensor_float
 
 WIDTH = 128
@@ -51,7 +52,7 @@ def full_operands(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, reset: Tensor | None = None,
     initial_state: Tensor | None = None, *, return_states: bool = False, **options: Any,
 ) -> AttentionOutput:  # fmt: skip
-    """``linear_attention`` by the odd-even scan, its decays written out to the states' size."""
+    """``linear_attention`` by the odd-even scan with decays expanded to the states' size."""
     decay = log_decay.exp()
     if reset is not None:
         decay = decay.masked_fill(reset.bool().unsqueeze(-1), 0.0)
@@ -64,7 +65,10 @@ def full_operands(
 
 
 def _attention(backend: str) -> Callable[..., Tensor]:
-    """q, k (B, T, K), v (B, T, V), log g (B, T, K) -> (B, T, V)."""
+    """A function (q, k, v, log g) -> output.
+
+    q, k and log g are (B, T, E); v and the output are (B, T, V).
+    """
     if backend == FULL:
         return lambda *inputs: full_operands(*inputs).output
     if backend == FLA:
@@ -77,7 +81,7 @@ def _attention(backend: str) -> Callable[..., Tensor]:
 
 
 def backends(device: torch.device) -> list[str]:
-    """What can be timed on ``device``."""
+    """The backends that can be timed on ``device``."""
     fla = device.type == "cuda" and importlib.util.find_spec("fla") is not None
     return [*available_backends(device), FULL] + [FLA] * fla
 
@@ -85,7 +89,7 @@ def backends(device: torch.device) -> list[str]:
 def measure_backend(
     backend: str, length: int, tokens: int, target: torch.device, repeats: int
 ) -> dict[str, Any]:
-    """One line of the table."""
+    """One row of the backends' table."""
     batch = max(1, tokens // length)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.rand(batch, length, WIDTH, generator=generator) for _ in range(3))
@@ -103,7 +107,7 @@ def measure_backend(
         attention(*inputs).sum().backward()
 
     warm = [x.detach()[:, :16].clone().requires_grad_() for x in inputs]
-    attention(*warm).sum().backward()  # libraries and thread pools, before memory is looked at
+    attention(*warm).sum().backward()  # load libraries and start threads before the measurement
     before = measure.peak_gigabytes(target)
     row = {"backend": backend, "T": length, "B": batch}
     row["forward (ms)"] = 1e3 * measure.seconds(forward, target, repeats)
@@ -115,7 +119,7 @@ def measure_backend(
 # ------------------------------------------------------------------- growth with the context
 
 Pair = tuple[Callable[[], Any], Callable[[], Any]]
-"""Training on a context of L steps; one more step from each of a number of states."""
+"""Two functions: training on a context, and one more step from each of a number of states."""
 
 
 def _linear_layer(length: int, starts: int, device: torch.device) -> Pair:
@@ -141,7 +145,7 @@ def _softmax_layer(length: int, starts: int, device: torch.device) -> Pair:
     keys, values = (torch.randn(starts, length, WIDTH, device=device) for _ in range(2))
 
     def train() -> None:
-        q, k, v = projection(context).unsqueeze(1).split(WIDTH, dim=-1)  # (1, 1, L, W)
+        q, k, v = projection(context).unsqueeze(1).split(WIDTH, dim=-1)  # (1, 1, context, WIDTH)
         F.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
 
     def one_more() -> Tensor:
@@ -171,7 +175,7 @@ LAYERS = {
 
 
 def measure_growth(length: int, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """A line per layer: milliseconds of training, an inference and an imagination step."""
+    """A row per layer with the milliseconds of training, inference and imagination."""
     rows = []
     for name, make in LAYERS.items():
         torch.manual_seed(0)
@@ -186,7 +190,7 @@ def measure_growth(length: int, device: torch.device, repeats: int) -> list[dict
 
 
 def draw(rows: list[dict[str, Any]], path: Path, hardware: str) -> None:
-    """The growth table as three panels with logarithmic axes."""
+    """Draw the growth table as three panels with logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -211,7 +215,7 @@ def draw(rows: list[dict[str, Any]], path: Path, hardware: str) -> None:
 
 
 def _measure_backends(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """Each in a process of its own."""
+    """The rows of the backends' table, each measured in a separate process."""
     rows = []
     for length in arguments.lengths:
         for backend in backends(device):
@@ -222,7 +226,7 @@ def _measure_backends(arguments: argparse.Namespace, device: torch.device) -> li
 
 
 def main() -> None:
-    """Print the tables; with ``--save NAME`` write JSON and PNG too."""
+    """Print the tables; with ``--save NAME`` also write JSON and PNG."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", choices=["backends", "growth", "all"], default="all")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))

@@ -1,49 +1,50 @@
-"""Seconds and memory of one full-size training step, part by part::
+"""Time and memory of one full-size training step and of its parts::
 
     python -m benchmarks.train_step                     # Atari, float32, the machine's best device
     python -m benchmarks.train_step --case all --precision both --baseline --save cpu
     python -m benchmarks.train_step --scan all          # every scan backend that runs here
 
-``odd_even_full`` is the odd-even scan with decays written out to the states' full size, as a
-generic scan library applies it. ``--baseline`` also times the same step with that scan, eager and
-in float32, turn by turn with the row's own, since what else a shared machine does disturbs
-neighbours alike; ``of baseline`` is the median of the steps' ratios. ``floor`` is the time that the
-step's products and convolutions (``TFLOP``) would take at the speed of one large product, the
-fastest of several measured beside it.
-``computing`` is the share of the time that the cores are busy, or that kernels run on CUDA.
+``odd_even_full`` is the odd-even scan with decays that are expanded to the size of the states, as
+for a generic scan library. ``--baseline`` also times the step with that scan, eager and in float32.
+It alternates with the row's own step, so that other work on a shared machine slows both down alike.
+``of baseline`` is the median of the ratios of their times. ``floor`` is the time that the step's
+matrix products and convolutions (``TFLOP``) would take at the speed of one large product, measured
+next to it. ``computing`` is the fraction of the time during which the cores are busy, or during
+which kernels run on CUDA.
 
-Each line is measured in a process of its own, so that its peak memory is its own. The peak counts
-the whole process on the CPU (Python and torch take about 0.4 GB of it) and torch's tensors on CUDA.
+Each line is measured in a separate process, so that its peak memory is that of the line alone. The
+peak is that of the whole process on the CPU (Python and torch take about 0.4 GB of it) and that of
+torch's tensors on CUDA.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks import measure
 from benchmarks.scan import full_operands
+from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
-from pwm_core.models import linear_attention
 from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.distributions import CategoricalPolicy, GaussianPolicy, Policy
-from pwm_core.models.networks import Codec, ImageCodec, VectorCodec
+from pwm_core.models.distributions import Policy
+from pwm_core.models.networks import Codec, ImageCodec
 from pwm_core.models.scan import BACKENDS, available_backends
 from pwm_core.models.world_model import WorldModel
 from pwm_core.runtime import find_device, use_tensor_float
 from pwm_core.training.agent import Agent
 from pwm_core.training.cuda_graph import EAGER_CALLS
 from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
-from pwm_core.training.training_step import TrainingStep
+from pwm_dmc.actor_critic import GaussianPolicy
+from pwm_dmc.world_model import VectorCodec
 
 CASES = {
     "atari": "config_files/atari.yaml",
@@ -59,15 +60,15 @@ STORED = 4096
 
 
 def _parts(case: str, config: Config) -> tuple[Codec, Policy, TransitionSpec]:
-    """The sizes of SPEC's parameter table: 6 actions, 24 proprioceptive observations."""
+    """Codec, policy and transition of a case with 6 actions and, if any, vectors of 24 numbers."""
     shape = config.BasicSettings.ObsShape
     pixels = Field(shape, torch.uint8)
     if case == "atari":
         spec = TransitionSpec(pixels, Field((), torch.int64))
         return ImageCodec(config.Models, shape), CategoricalPolicy(ACTIONS), spec
-    agent = config.Models.Agent
+    settings = config.Models.Agent
     bound = torch.ones(ACTIONS)
-    policy = GaussianPolicy(ACTIONS, agent.MinStd, agent.MaxStd, -bound, bound)
+    policy = GaussianPolicy(ACTIONS, settings.MinStd, settings.MaxStd, -bound, bound)
     action = Field((ACTIONS,), torch.float32)
     if case == "dmc-visual":
         return ImageCodec(config.Models, shape), policy, TransitionSpec(pixels, action)
@@ -76,7 +77,7 @@ def _parts(case: str, config: Config) -> tuple[Codec, Policy, TransitionSpec]:
 
 
 def _filled_replay(spec: TransitionSpec, stored: int, device: torch.device) -> ReplayBuffer:
-    """Noise with an episode boundary every 200 steps: timings do not depend on the content."""
+    """A replay of noise with a new episode every 200 steps; timings do not depend on values."""
     replay = ReplayBuffer(spec, 1, stored, device)
     generator = torch.Generator().manual_seed(0)
     for step in range(stored):
@@ -92,8 +93,7 @@ def _filled_replay(spec: TransitionSpec, stored: int, device: torch.device) -> R
 def full_size(
     case: str, overrides: list[str], device: torch.device, *, stored: int = STORED
 ) -> tuple[Agent, ReplayBuffer]:
-    """The agent of a case's full config, set up as ``train.py`` does, and a replay with ``stored``
-    steps of noise."""
+    """The agent of a case's full config, and a replay with ``stored`` steps of noise."""
     config = load_config(CASES[case], overrides=overrides)
     use_tensor_float(config.BasicSettings.TF32)
     torch.manual_seed(0)
@@ -103,37 +103,28 @@ def full_size(
     return agent, _filled_replay(spec, stored, device)
 
 
-@contextlib.contextmanager
-def _with_scan(scan: str) -> Iterator[None]:
-    """Sequence models use :func:`full_operands` where ``scan`` says so."""
-    own = linear_attention.linear_attention
+def _use_scan(agent: Agent, scan: str) -> None:
+    """Make the blocks of the sequence model use :func:`full_operands` if ``scan`` is FULL."""
     if scan == FULL:
-        linear_attention.linear_attention = full_operands
-    try:
-        yield
-    finally:
-        linear_attention.linear_attention = own
+        for block in agent.world_model.sequence.blocks:
+            block.attend = full_operands
 
 
 def _baseline(case: str, device: torch.device) -> Callable[[], Any]:
-    """The whole step, eager, in float32 and with the scan whose decays are written out."""
+    """The whole step, eager, in float32 and with :func:`full_operands` as its scan."""
     agent, replay = full_size(case, _overrides("fp32", FULL, "off"), device)
-    update = TrainingStep(agent, replay)
-
-    def step() -> None:
-        with _with_scan(FULL):
-            update(model=True, actor=True)
-
-    return step
+    _use_scan(agent, FULL)
+    step = agent.training_step(replay)
+    return lambda: step(world_model=True, actor_critic=True)
 
 
 def _share_computing(step: Callable[[], Any], device: torch.device) -> float:
-    """Of one step's time, how much the device computes: busy cores, or kernels on CUDA."""
+    """The fraction of a step's time during which the cores are busy or kernels run on CUDA."""
     if device.type == "cuda":
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             wall = measure.seconds(step, device, 1)
         kernels = sum(event.self_device_time_total for event in profile.key_averages())
-        return kernels / 2 / 1e6 / wall  # microseconds of the warm-up call and the timed one
+        return kernels / 2 / 1e6 / wall  # the microseconds of two calls, one of them timed
     began, used = time.perf_counter(), time.process_time()
     step()
     wall = time.perf_counter() - began
@@ -149,9 +140,10 @@ def _overrides(precision: str, scan: str, compiled: str) -> list[str]:
 
 
 def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str, Any]:
-    """One row: seconds of each part of a step and of the whole, and the peak memory."""
+    """A row with the seconds of a step and of its parts, and the peak memory."""
     case, precision, scan = arguments.case, arguments.precision, arguments.scan
     agent, replay = full_size(case, _overrides(precision, scan, arguments.compile), target)
+    _use_scan(agent, scan)
     settings = agent.config.JointTrainAgent
     batch = replay.sample(settings.BatchSize, settings.BatchLength)
     trajectory = agent.imagine(batch)
@@ -164,9 +156,9 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
     row: dict[str, Any] = {
         "case": case, "precision": precision, "scan": scan, "compile": arguments.compile,
     }  # fmt: skip
-    update = TrainingStep(agent, replay)
-    timed = {**parts, "step": lambda: update(model=True, actor=True)}
-    for _ in range(EAGER_CALLS + 1 if agent.captures else 1):
+    update = agent.training_step(replay)
+    timed = {**parts, "step": lambda: update(world_model=True, actor_critic=True)}
+    for _ in range(EAGER_CALLS + 1 if agent.uses_cuda_graph else 1):
         timed["step"]()
     row["peak (GB)"] = measure.peak_gigabytes(target)
     if arguments.baseline:
@@ -188,7 +180,7 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
 
 
 def main() -> None:
-    """Print the table; with ``--save NAME`` write the JSON too."""
+    """Print the table; with ``--save NAME`` also write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--case", choices=[*CASES, "all"], default="atari")
     parser.add_argument("--precision", choices=[*PRECISIONS, "both"], default="fp32")
@@ -204,8 +196,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = find_device(arguments.device)
     if arguments.one:
-        with _with_scan(arguments.scan):
-            print(json.dumps(measure_one(arguments, device)))
+        print(json.dumps(measure_one(arguments, device)))
         return
     rows = []
     for case, precision, scan, compiled in itertools.product(

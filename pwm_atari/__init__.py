@@ -1,1 +1,1 @@
-"""PaMoRL on Atari: what is special about the Arcade Learning Environment."""
+"""PaMoRL on Atari: the parts that are special to the Arcade Learning Environment."""

@@ -22,4 +22,10 @@ def full_name(task: str) -> str:
     return f"ALE/{short_name(task)}-v5"
 
 
-BENCHMARK = Benchmark(lists={"all": GAMES}, full_name=full_name, short_name=short_name)
+BENCHMARK = Benchmark(
+    lists={"all": GAMES},
+    full_name=full_name,
+    short_name=short_name,
+    title="Atari",
+    score_name="game score",
+)

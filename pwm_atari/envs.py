@@ -1,4 +1,4 @@
-"""Atari games through ALE's own vector environment (C++ threads, all preprocessing included)."""
+"""Atari games in ALE's own vector environment, which runs and preprocesses them in C++ threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from pwm_core.errors import UserError, closest
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a game is played: named, because scores under different ones do not compare."""
+    """The rules of play. Scores under different protocols cannot be compared, so each has a name.
+
+    Attributes:
+        repeat_action_probability: probability that the emulator repeats the previous action.
+        noop_max: largest number of random no-ops after a reset.
+    """
 
     repeat_action_probability: float
     noop_max: int
@@ -29,12 +34,12 @@ PROTOCOLS = {
 }
 
 WARMUP_ACTION = {"freeway": 1}
-"""Games whose warm-up presses one action (up) instead of acting at random, as published: at random
-the chicken never crosses the road within the warm-up."""
+"""Games whose warm-up repeats one action (up), as in the published code. With random actions, the
+chicken never crosses the road during the warm-up."""
 
 
 def game_name(task: str) -> str:
-    """The ROM's name of a task such as ``ALE/Pong-v5``.
+    """The name of the ROM of a task such as ``ALE/Pong-v5``.
 
     Raises:
         UserError: there is no such game.
@@ -57,7 +62,7 @@ def find_protocol(name: str) -> Protocol:
     """The protocol called ``name``.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no protocol of that name.
     """
     if name not in PROTOCOLS:
         raise UserError(
@@ -67,18 +72,19 @@ def find_protocol(name: str) -> Protocol:
 
 
 class AtariEnv(VectorEnv):
-    """N games of one title, 64 x 64 RGB, the frame skip's last two frames max-pooled.
+    """N environments of one game. An observation is the maximum over the last two skipped frames.
 
-    A lost life is ``done`` and begins a new ``is_first`` while the game goes on; returns count
-    whole games. Reaching ALE's limit of 108,000 frames ends a game without ``done``.
+    A lost life sets ``done``, and ``is_first`` of the next step, while the game continues; returns
+    are of whole games. A game that reaches ALE's limit of 108,000 frames ends without ``done``.
 
     Args:
-        task: such as ``ALE/Pong-v5``.
+        task: name such as ``ALE/Pong-v5``.
         num_envs: N.
-        seed: every game gets a seed of its own from it.
+        seed: seed of the run; every game derives its own seed from it.
         protocol: a key of :data:`PROTOCOLS`.
         image_size: height and width of an observation.
         frame_skip: emulator frames per step.
+        channels: 3 for RGB, 1 for grayscale.
 
     Raises:
         UserError: unknown game or protocol.
@@ -117,40 +123,40 @@ class AtariEnv(VectorEnv):
         self._game_frames = np.zeros(num_envs, np.int64)
 
     def reset(self) -> np.ndarray:
-        """Begin the next game everywhere: (N, H, W, C) uint8."""
+        """Begin the next game everywhere: (N, height, width, channels) uint8."""
         self.episodes.begin()
         return self._restart(np.ones(self.num_envs, bool))
 
     def _restart(self, where: np.ndarray) -> np.ndarray:
-        """Begin the games of the mask ``where`` (N,) from their seeds; returns all observations."""
+        """Begin the games where the mask ``where`` (N,) is set; returns all N observations."""
         seeds = self.episodes.seeds[where]
-        # A first reset must be of all; a mask is for later ones.
+        # ALE's first reset must be one of all games, so it takes no mask.
         options = None if where.all() else {"reset_mask": where}
         obs, info = self._env.reset(seed=seeds, options=options)
         self._game_frames[where] = info["episode_frame_number"][where]
         return self._images(obs)
 
     def send(self, actions: np.ndarray) -> None:
-        """Start the emulators on ``actions`` (N,) int64."""
+        """Start a step of the emulators with ``actions`` (N,) int64."""
         self.episodes.act(actions)
         self._env.send(actions)
 
     def recv(self) -> Step:
-        """Wait for the emulators."""
+        """Wait for the emulators' step."""
         obs, reward, terminated, truncated, info = self._env.recv()
         frames = info["episode_frame_number"].astype(np.int64)
         ended = terminated | truncated
-        # A lost life is reported as terminated too, but then the game's frame count goes on.
+        # ALE reports a lost life as terminated too, but the game's frame count then continues.
         game_over = ended & (frames <= self._game_frames)
         self._game_frames = frames
         images, reward = self._images(obs), reward.astype(np.float32)
         finished = self.episodes.add(reward, game_over)
-        if game_over.any():  # ALE has begun a game already, but not from the seed of its number
+        if game_over.any():  # ALE has begun the next game already, but from another seed
             images = self._restart(game_over)
         return Step(images, reward, terminated, ended, finished)
 
     def _play_again(self) -> np.ndarray:
-        """See ``VectorEnv``. All emulators step together; a longer game begins earlier."""
+        """See ``VectorEnv``. All emulators step together, so the longest game begins first."""
         actions = self.episodes.actions
         lengths = np.array([len(taken) for taken in actions])
         images = self._restart(np.ones(self.num_envs, bool))
@@ -166,11 +172,11 @@ class AtariEnv(VectorEnv):
         return images
 
     def _images(self, obs: np.ndarray) -> np.ndarray:
-        """(N, stack 1, H, W[, 3]) -> (N, H, W, C)."""
+        """(N, 1, height, width[, 3]) -> (N, height, width, channels)."""
         return obs.reshape(self.num_envs, *self._image_shape)
 
     def random_actions(self, rng: np.random.Generator) -> np.ndarray:
-        """Uniform, but for the games of :data:`WARMUP_ACTION`."""
+        """Uniform actions, except for the games of :data:`WARMUP_ACTION`."""
         if self.game in WARMUP_ACTION:
             return np.full(self.num_envs, WARMUP_ACTION[self.game], np.int64)
         return super().random_actions(rng)
@@ -181,15 +187,18 @@ class AtariEnv(VectorEnv):
 
 
 def check_task(config: Config, task: str) -> None:
-    """Refuse what Atari does not have.
+    """Check that Atari supports the task and the config.
 
     Raises:
-        UserError: unknown game, unknown protocol, or no pixels.
+        UserError: the game or the protocol is unknown, observations are not pixels, or the frame
+            skip is not a number.
     """
     game_name(task)
     find_protocol(config.BasicSettings.Protocol)
     if config.BasicSettings.ObsType != "visual":
         raise UserError("BasicSettings.ObsType must be visual: Atari games are seen as pixels")
+    if config.BasicSettings.FrameSkip == "task":
+        raise UserError("BasicSettings.FrameSkip must be a number: Atari games have no other")
 
 
 def describe_protocol(config: Config) -> dict[str, Any]:
@@ -199,7 +208,7 @@ def describe_protocol(config: Config) -> dict[str, Any]:
 
 
 def make_env(config: Config, task: str, num_envs: int, seed: int) -> AtariEnv:
-    """``num_envs`` games of ``task`` as ``config`` says."""
+    """``num_envs`` environments of ``task`` with the settings of ``config``."""
     basic = config.BasicSettings
     return AtariEnv(
         task,

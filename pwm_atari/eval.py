@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any di
 
 from pwm_atari.train import ATARI
 from pwm_core import cli
-from pwm_core.eval import evaluate_run
 
 if __name__ == "__main__":
-    cli.run(evaluate_run, ATARI)
+    cli.eval_command(ATARI)

@@ -1,4 +1,4 @@
-"""What an Atari transition holds: an 8-bit image and an action index."""
+"""The fields of an Atari transition: an 8-bit image and an action index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pwm_core.training.replay_buffer import Field, TransitionSpec
 
 
 def transition(config: Config, env: VectorEnv) -> TransitionSpec:
-    """Images (H, W, C) uint8 and actions () int64."""
+    """Images (height, width, channels) uint8 and actions () int64."""
     return TransitionSpec(
         obs=Field(env.observation_space.shape, torch.uint8), action=Field((), torch.int64)
     )

@@ -1,4 +1,4 @@
-"""The Atari world model: images in and out, one-hot actions."""
+"""The Atari world model, which encodes and decodes images and takes one-hot actions."""
 
 from __future__ import annotations
 

@@ -1,39 +1,116 @@
-"""What the commands ``train.py`` and ``eval.py`` of every domain have in common."""
+"""Flags and exit statuses of the commands ``train.py`` and ``eval.py`` of every domain.
+
+Nothing here imports torch: a wrong flag or a wrong config is reported in a fraction of a second.
+"""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import re
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-from pwm_core.config import Config
-from pwm_core.domain import Domain
-from pwm_core.envs import VectorEnv
-from pwm_core.errors import UserError
-from pwm_core.runtime import find_device
+from pwm_core.errors import UserError, closest
 from pwm_core.signals import STOPPED, StoppedError
-from pwm_core.training.agent import Agent
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where nothing more can be written."""
+if TYPE_CHECKING:
+    from pwm_core.config import Config
+    from pwm_core.domain import Domain
+    from pwm_core.envs import VectorEnv
+    from pwm_core.training.agent import Agent
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of the system when nothing more can be written."""
+LOGGERS = ("wandb", "tensorboard")
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for a bad flag, like every other bad input."""
+    """Raises :class:`UserError` for a bad flag, and accepts flags by their whole name only."""
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for bad flags."""
         raise UserError(f"{message}; see {self.prog} -h")
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does, but ``-nofoo`` is an unknown flag, and not ``-n`` with ``ofoo``."""
+        known = self._option_string_actions
+        for argument in sys.argv[1:] if args is None else args:
+            if argument == "--":
+                break
+            flag = argument.partition("=")[0]
+            if re.match("-{1,2}[A-Za-z]", flag) and flag not in known:
+                self.error(f"unknown flag {flag}{closest(flag, list(known))}")
+        return super().parse_known_args(args, namespace)
 
-def make_parser(description: str, domain: Domain) -> Parser:
-    """The flags that both commands take, the domain's own included."""
-    parser = Parser(description=description, allow_abbrev=False)
-    parser.add_argument("-n", "-run_name", dest="name", required=True, help="name of the run")
+
+# -------------------------------------------------------------------------------- kinds of values
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2**32 - 1")
+    return int(text)
+
+
+def _keep(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return int(text)
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("a folder is needed")
+    return Path(text)
+
+
+def _file(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the path of a YAML file is needed")
+    return text
+
+
+def _loggers(text: str) -> list[str]:
+    """``wandb,tensorboard`` or ``none`` -> names."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["none"] or not names:
+        return []
+    for name in names:
+        if name not in LOGGERS:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is not one of {', '.join(LOGGERS)}; or write none"
+            )
+    return names
+
+
+# ------------------------------------------------------------------------------------------ flags
+
+
+def _add_shared_flags(parser: Parser, domain: Domain, *, named: bool = True) -> None:
+    """The flags that both commands take, the domain's own included.
+
+    Args:
+        named: whether the run's name is required.
+    """
+    parser.add_argument("-n", "-run_name", dest="name", required=named, help="name of the run")
     parser.add_argument(
-        "-config_path", default=None, help=f"YAML file; the defaults are {domain.defaults}"
+        "-config_path",
+        type=_file,
+        default=None,
+        help=f"YAML file laid over the domain's full config, {domain.defaults}",
+    )
+    parser.add_argument(
+        "-logdir",
+        type=_folder,
+        default=None,
+        metavar="DIR",
+        help="folder that holds ckpt/ and eval_result/ (default: $PAMORL_LOGDIR, else the project)",
     )
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:N or auto (the default)")
     parser.add_argument("-seed", type=_seed, default=None, help="overrides BasicSettings.Seed")
@@ -45,13 +122,82 @@ def make_parser(description: str, domain: Domain) -> Parser:
         help="override one key of the config; may be repeated",
     )
     domain.add_arguments(parser)
+
+
+def train_parser(domain: Domain, *, quick: bool = False, prog: str | None = None) -> Parser:
+    """The flags of training.
+
+    Args:
+        quick: for ``./train.sh``, which needs neither a name nor a task.
+        prog: what the help text calls the command.
+    """
+    parser = Parser(prog=prog, description=f"Train PaMoRL on {domain.name}.", allow_abbrev=False)
+    _add_shared_flags(parser, domain, named=not quick)
+    parser.add_argument(
+        "-env_name", required=not quick, help=f"task, such as {domain.example_task}"
+    )
+    parser.add_argument(
+        "-logger",
+        type=_loggers,
+        default="wandb",
+        help="wandb, tensorboard, both with a comma, or none",
+    )
+    parser.add_argument(
+        "-resume",
+        action="store_true",
+        help="continue the run of that name where it stopped; start it if there is none",
+    )
+    parser.add_argument(
+        "-keep", type=_keep, default=None, metavar="K", help="keep the newest K weights (all)"
+    )
+    parser.add_argument(
+        "-deterministic", action="store_true", help="the same numbers every time on one machine"
+    )
     return parser
 
 
-def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2**32 - 1")
-    return int(text)
+def eval_parser(domain: Domain, *, prog: str | None = None) -> Parser:
+    """The flags of evaluation; ``prog`` as in :func:`train_parser`."""
+    description = f"Evaluate a PaMoRL run on {domain.name}."
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    _add_shared_flags(parser, domain)
+    parser.add_argument("-env_name", default=None, help="checked against the run's own task")
+    parser.add_argument("-checkpoint", default="last", help="last (default), all or a step")
+    parser.add_argument("-episodes", type=int, default=None, help="overrides EvalEpisodes")
+    parser.add_argument("-greedy", action="store_true", help="the policy's mode, not samples")
+    parser.add_argument(
+        "-video",
+        type=int,
+        default=0,
+        metavar="N",
+        help="film the first N episodes of each checkpoint, into the run's folder videos/",
+    )
+    return parser
+
+
+def train_arguments(domain: Domain, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The parsed flags of training.
+
+    Raises:
+        UserError: a flag is unknown, missing or not valid.
+    """
+    return train_parser(domain).parse_args(argv)
+
+
+def eval_arguments(
+    domain: Domain, argv: Sequence[str] | None = None, *, prog: str | None = None
+) -> argparse.Namespace:
+    """The parsed flags of evaluation; ``prog`` as in :func:`train_parser`.
+
+    Raises:
+        UserError: a flag is unknown, missing or not valid.
+    """
+    arguments = eval_parser(domain, prog=prog).parse_args(argv)
+    if arguments.episodes is not None and arguments.episodes < 1:
+        raise UserError(f"-episodes {arguments.episodes} is not valid: at least 1 is needed")
+    if arguments.video < 0:
+        raise UserError(f"-video {arguments.video} is not valid: a count is needed")
+    return arguments
 
 
 def overrides(arguments: argparse.Namespace, domain: Domain) -> list[str]:
@@ -60,8 +206,29 @@ def overrides(arguments: argparse.Namespace, domain: Domain) -> list[str]:
     return [*domain.overrides(arguments), *seed, *arguments.set]
 
 
+def read_config(arguments: argparse.Namespace, domain: Domain) -> Config:
+    """The config that the flags of training ask for.
+
+    Raises:
+        UserError: a file is missing, a key unknown, a type wrong or a value impossible.
+    """
+    from pwm_core.config_file import load_config
+
+    return load_config(
+        arguments.config_path or domain.defaults,
+        defaults=domain.defaults,
+        overrides=overrides(arguments, domain),
+    )
+
+
+# --------------------------------------------------------------------------------------- commands
+
+
 def make_agent(domain: Domain, config: Config, env: VectorEnv, device: str) -> Agent:
     """World model, actor-critic and optimisers on ``device``."""
+    from pwm_core.runtime import find_device
+    from pwm_core.training.agent import Agent
+
     return Agent(
         config,
         domain.make_world_model(config, env),
@@ -82,7 +249,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None and error.errno not in FULL:
+        if error.filename is None and error.errno not in FULL_DISK:
             raise
         print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
@@ -92,6 +259,23 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def run(command: Callable[[Domain], None], domain: Domain) -> NoReturn:
-    """Run a domain's command and exit as :func:`run_command` does."""
-    run_command(lambda: command(domain))
+def _train(domain: Domain) -> None:
+    arguments = train_arguments(domain)
+    config = read_config(arguments, domain)
+    import_module("pwm_core.train").run(domain, arguments, config)
+
+
+def _evaluate(domain: Domain) -> None:
+    arguments = eval_arguments(domain)
+    import_module("pwm_core.eval").run(domain, arguments)
+
+
+def train_command(domain: Domain) -> NoReturn:
+    """``train.py`` of a domain; exits as :func:`run_command` does. Flags and config are read before
+    torch is imported, which takes more than a second."""
+    run_command(lambda: _train(domain))
+
+
+def eval_command(domain: Domain) -> NoReturn:
+    """``eval.py`` of a domain; exits as :func:`run_command` does."""
+    run_command(lambda: _evaluate(domain))

@@ -1,7 +1,6 @@
 """The configuration: YAML sections as frozen, validated types.
 
-Keys and their meaning are documented where they are declared, below; ``pwm_core.config_file`` reads
-and writes them.
+Every key is documented where it is declared. ``pwm_core.config_file`` reads and writes the files.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def _parse_shape(value: Any) -> Any:
-    """The published files write the shape as the string "(64, 64, 3)"."""
+    """A shape as a tuple; the published files write it as the string "(64, 64, 3)"."""
     if isinstance(value, str) and re.fullmatch(r"[\[(][\d\s,]+[\])]", value.strip()):
         value = [int(number) for number in re.findall(r"\d+", value)]
     if (
@@ -29,8 +28,7 @@ def _parse_shape(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """``True`` is an int to Python, but never a count or a rate to the user; ``1e5``, a string to
-    YAML, is a number to the user."""
+    """Refuse booleans, which Python takes for ints, and read ``1e5``, which YAML takes for text."""
     if isinstance(value, bool):
         raise ValueError("a number is needed, not true or false")
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[\d.]+[eE][+-]?\d+\s*", value):
@@ -38,8 +36,15 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _count_or_task(value: Any) -> Any:
+    value = _number(value)
+    if value != "task" and (not isinstance(value, int | float) or value < 1 or value % 1):
+        raise ValueError("it must be a whole number from 1 on, or task")
+    return value if value == "task" else int(value)
+
+
 def _off(value: Any) -> Any:
-    """YAML reads a bare ``off`` as false."""
+    """The string ``off``, which YAML reads as false."""
     return "off" if value is False else value
 
 
@@ -55,75 +60,80 @@ class _Section(BaseModel):
 
 
 class BasicSettings(_Section):
-    """What holds for the whole run."""
+    """Settings of the whole run."""
 
     Seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**32)]
-    """Seeds torch, NumPy and the environments; the flag ``-seed`` overrides it."""
+    """Seed of torch, NumPy and the environments; the flag ``-seed`` overrides it."""
     ObsShape: Annotated[tuple[int, int, int], BeforeValidator(_parse_shape)]
     """(height, width, channels) of an image observation."""
     ObsType: Literal["visual", "proprio"]
-    """Pixels, or the vector of positions and velocities where a domain has one."""
+    """``visual``: pixels. ``proprio``: a vector of positions and velocities, where there is one."""
     UseAmp: bool
-    """bfloat16 autocast in the networks; scans, losses and normalisers stay float32."""
+    """Use bfloat16 autocast in the networks. Scans, losses and normalisation stay in float32."""
     TF32: bool
-    """On CUDA, float32 products and convolutions, the scan's among them, round their factors to
-    TF32 (10 bits of mantissa); their sums stay float32. ``false``: float32 throughout."""
+    """On CUDA, round the factors of float32 products and convolutions, also those of the scan, to
+    TF32 (10 bits of mantissa). Sums stay in float32. ``false``: float32 everywhere."""
     Compile: Annotated[
         Literal["auto", "off", "compile", "graph", "compile+graph"], BeforeValidator(_off)
     ]
-    """How a training step runs: ``off``, kernel by kernel; ``compile``, its losses and imagination
-    through torch.compile; ``graph``, all of it as one CUDA graph (on a CPU: ``off``); or both.
-    ``auto`` is ``off`` until the others are measured on the device at hand."""
+    """How a training step runs. ``off``: eagerly. ``compile``: losses and imagination through
+    torch.compile. ``graph``: the whole step as one CUDA graph (on a CPU this is ``off``).
+    ``compile+graph``: both. ``auto`` is ``off`` until the other modes have been measured on the
+    device."""
     Threads: Annotated[int, BeforeValidator(_number), Field(ge=0)]
-    """CPU threads of torch; 0: one per core. With 1, other work on the machine slows a small
-    network down far less."""
-    FrameSkip: Count
-    """Emulator frames or simulator steps per agent step."""
+    """CPU threads of torch; 0 means one per core. With one thread, a small network suffers far less
+    from other work on the machine."""
+    FrameSkip: Annotated[int | Literal["task"], BeforeValidator(_count_or_task)]
+    """Emulator frames or simulator steps per agent step. DeepMind Control also takes ``task``, the
+    number that ``pwm_dmc.action_repeat`` has for the task. The config of a run then holds
+    that number."""
     Protocol: str
-    """The named evaluation protocol of the domain, written into every score file."""
+    """Name of the domain's evaluation protocol; every score file contains it."""
 
 
 class JointTrainAgent(_Section):
-    """The training loop. Steps are agent steps, counted over all environments together."""
+    """The training loop. Steps are agent steps, summed over all environments."""
 
     SampleMaxSteps: Count
-    """Agent steps of the whole run, warm-up included."""
+    """Agent steps of the whole run, including the warm-up."""
     BufferMaxLength: Count
-    """Transitions the replay holds, over all environments together."""
+    """Capacity of the replay buffer in transitions, summed over all environments."""
     BufferWarmUp: Count
-    """Steps acted at random before the first update."""
+    """Steps with random actions before the first update."""
     BufferStorage: Literal["auto", "device", "memory", "disk"]
-    """Where the replay lies: the training device, host memory or a memory-mapped file.
-    ``auto``: the device when there is room to spare, else host memory."""
+    """Where the replay buffer is stored. ``device``: on the training device. ``memory``: in host
+    memory. ``disk``: in memory-mapped files. ``auto``: on the device if it has enough free memory,
+    otherwise in host memory."""
     NumEnvs: Count
-    """Environments stepped together while training."""
+    """Number of environments that training steps together."""
     BatchSize: Count
     """Replayed sequences per update (B)."""
     BatchLength: Annotated[int, BeforeValidator(_number), Field(ge=2)]
     """Steps per replayed sequence (T)."""
     ImagineBatchSize: Count
-    """How many of the batch's sequences are imagined from."""
+    """Number of the batch's sequences that imagination starts from."""
     ImagineContext: Count
-    """How many last steps of each are imagined from."""
+    """Number of last steps of each of those sequences that imagination starts from."""
     ImagineHorizon: Count
-    """Imagined steps (H)."""
+    """Imagined steps of a rollout (H)."""
     TrainModelEverySteps: Count
     """Agent steps per world-model update."""
     TrainAgentEverySteps: Count
     """Agent steps per imagination and actor-critic update."""
     AgentUpdate: Count
-    """Actor-critic updates on each imagined batch."""
+    """Actor-critic updates on each imagined batch. From the second update on, the policy loss is
+    clipped by Models.Agent.ClipRatio."""
     SaveEverySteps: Count
     """Agent steps between checkpoints."""
     VideoLogStep: Count
     """Agent steps between logged videos."""
     LogEverySteps: Count
-    """Agent steps between lines of training metrics: means since the line before."""
+    """Agent steps between lines of training metrics. A line holds means since the previous line."""
     MaxSkippedUpdates: Annotated[int, BeforeValidator(_number), Field(ge=0)]
-    """Updates in a row that may be skipped because loss or gradient is not finite; one more ends
-    the run. Looked at whenever metrics are logged."""
+    """Largest number of consecutive updates that may be skipped because the loss or the gradient is
+    not finite. One more ends the run. The number is checked whenever metrics are logged."""
     EvalEnvs: Count
-    """Environments evaluated side by side."""
+    """Number of environments that an evaluation steps together."""
     EvalEpisodes: Count
     """Episodes of an evaluation."""
 
@@ -132,36 +142,48 @@ class WorldModelConfig(_Section):
     """The world model (PWM)."""
 
     Stem: Count
-    """Channels of the first convolution; each following one doubles them."""
+    """Channels of the first convolution; each later one doubles them."""
     MinRes: Count
     """Height and width at which the encoder stops halving the image."""
     MLPLayers: Count
     """Layers of the proprioceptive encoder and decoder."""
     MLPUnits: Count
-    """Their width."""
+    """Width of the proprioceptive encoder and decoder."""
+    SequenceModel: Literal["linear_attention"]
+    """The sequence model, a name of ``pwm_core.models.sequence_models``."""
     Blocks: Count
-    """Linear-attention blocks."""
+    """Blocks of the sequence model."""
     HeadDivisor: Count
-    """Key and value width is Hidden / HeadDivisor."""
+    """Keys and values have the width Hidden / HeadDivisor (E and V)."""
     BlockAct: Activation
     """Activation of the gated units (SiLU in the paper's equations, Mish in the published code)."""
     RMSNorm: bool
     """Normalise the attention output before its projection."""
     OutputTanh: bool
-    """tanh on the last block's output."""
+    """Apply tanh to the last block's output."""
     Dropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-    """Token dropout and ordinary dropout in the blocks, while training."""
+    """Rate of token dropout and of ordinary dropout in the blocks during training."""
+    PriorDropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+    """Dropout rate in the prior's gated unit during training. The published code has 0.1."""
+    PriorGain: Positive
+    """Factor of the prior's logits in training and imagination. The logits of the published prior
+    start 1.3 times larger than ours with a gain of 1, because its BatchNorm also sees zero states.
+    Its imagined latents are therefore sharper."""
+    MixFan: Literal["width", "mean"]
+    """The token-mixing weights start with the variance 1 / fan. ``width``: the fan is Hidden.
+    ``mean``: it is the mean of fan-in and fan-out, (Hidden + 1) / 2."""
     Unimix: Fraction
-    """Share of the uniform distribution mixed into every latent categorical."""
+    """Weight of the uniform distribution that is mixed into every latent categorical."""
     PosteriorNorm: bool
-    """BatchNorm on the posterior's logits (the "BatchNorm trick"); an ablation switch."""
+    """Apply BatchNorm to the posterior's logits (the "BatchNorm trick"); an ablation switch."""
     LatentGain: Positive
-    """What the scale of the BatchNorm on the latents' logits starts from. 1 (the paper's): latents
-    begin noisy, and at ~1e-3 an update the scale needs thousands of updates to sharpen them."""
+    """Initial scale of the BatchNorm on the latents' logits. With the paper's 1, latents start
+    noisy. The scale changes by about 1e-3 per update, so sharpening them takes thousands of
+    updates."""
     Scan: Literal["sequential", "odd_even", "kogge_stone", "chunked", "triton"]
-    """Scan backend of the sequence model; all compute the same numbers. ``triton`` needs CUDA."""
+    """Scan backend of the sequence model. All compute the same numbers; ``triton`` needs CUDA."""
     ScanChunk: Count
-    """Chunk length of the ``chunked`` backend, and of the states imagined from with ``triton``."""
+    """Chunk length (L) of ``chunked``, and with ``triton`` of the states that imagination reads."""
     DynScale: NonNegative
     """Weight of KL(sg[posterior] || prior)."""
     RepScale: NonNegative
@@ -169,62 +191,74 @@ class WorldModelConfig(_Section):
     KLFree: NonNegative
     """Free nats of each KL."""
     LR: Positive
+    """Learning rate of AdamW."""
     Eps: Positive
+    """Epsilon of AdamW."""
     WeightDecay: NonNegative
+    """Weight decay of AdamW."""
     GradClip: Positive
-    """Largest norm of the gradient."""
+    """Gradients with a larger norm are scaled down to this norm."""
 
 
 class AgentConfig(_Section):
-    """Actor and critic (PETE)."""
+    """Actor and critic."""
 
     Layers: Count
-    """Hidden layers of actor, critic, reward and done heads, Hidden wide."""
+    """Hidden layers of the actor, critic, reward and done heads; their width is Hidden."""
     Returns: Literal["lambda", "pete"]
-    """How return targets are computed; equal where the importance ratios are 1."""
+    """Estimator of the return targets. Both are equal where the importance ratios are 1."""
     ReturnScan: Literal["sequential", "odd_even", "kogge_stone"]
     """Scan backend of the returns."""
     SlowCritic: bool
-    """Also train the critic towards the returns of its slowly moving average."""
+    """Also train the critic towards returns bootstrapped from its slowly moving average."""
     EntropyCoef: NonNegative
+    """Weight of the policy's entropy bonus."""
+    ClipRatio: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
+    """PPO's clip of the probability ratio between the current policy and the policy that acted. It
+    is used only with AgentUpdate above 1."""
     LR: Positive
+    """Learning rate of AdamW."""
     Eps: Positive
+    """Epsilon of AdamW."""
     WeightDecay: NonNegative
+    """Weight decay of AdamW."""
     GradClip: Positive
-    """Largest norm of the gradient."""
+    """Gradients with a larger norm are scaled down to this norm."""
     MinPer: Fraction
+    """Lower percentile of the returns; its distance from the upper one scales the advantage."""
     MaxPer: Fraction
-    """Percentiles of the returns whose distance scales the advantage."""
+    """Upper percentile of the returns."""
     EMADecay: Fraction
-    """Decay of their moving average."""
+    """Decay of the percentiles' moving averages."""
     MinStd: Positive
+    """Smallest standard deviation of a continuous policy."""
     MaxStd: Positive
-    """Range of a continuous policy's standard deviation."""
+    """Largest standard deviation of a continuous policy."""
 
 
 class Models(_Section):
-    """Sizes and objectives shared by world model and agent."""
+    """Sizes and objectives of the world model and of the actor and critic."""
 
     Hidden: Count
     """Width of the sequence model and of the heads (D)."""
     NumBin: Annotated[int, BeforeValidator(_number), Field(ge=2)]
-    """Bins of the symlog two-hot heads."""
+    """Bins of the symlog two-hot heads (C)."""
     MaxBin: Positive
     """Largest bin, in symlog space."""
     Act: Activation
     """Activation of encoders, decoders and heads."""
     Stoch: Count
-    """Categoricals in the latent."""
+    """Categoricals of a latent (S)."""
     Discrete: Annotated[int, BeforeValidator(_number), Field(ge=2)]
-    """Classes of each."""
+    """Classes of each categorical (K)."""
     Gamma: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
     """Discount."""
     GammaPerFrame: bool
-    """Gamma is per frame: an agent step is discounted by Gamma ** FrameSkip."""
+    """Whether Gamma is per frame. An agent step is then discounted by Gamma ** FrameSkip."""
     Lambda: Fraction
     """lambda of the returns."""
     Tau: Fraction
-    """Share of the critic that moves into the slow critic at each update."""
+    """Fraction by which the slow critic moves towards the critic at each update."""
     WorldModel: WorldModelConfig
     Agent: AgentConfig
 
@@ -233,7 +267,7 @@ class Config(_Section):
     """A whole config file."""
 
     Task: Literal["JointTrainAgent"]
-    """What the published files call their one training procedure."""
+    """The name that the published files give to their training procedure."""
     BasicSettings: BasicSettings
     JointTrainAgent: JointTrainAgent
     Models: Models

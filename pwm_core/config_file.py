@@ -6,6 +6,7 @@ any other file is laid, so a file need only name what it changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,22 @@ import pydantic
 import yaml
 from pydantic import BaseModel
 
-from pwm_core.config import REPOSITORY, Config
+from pwm_core.config import Config
 from pwm_core.errors import UserError, closest
+from pwm_core.paths import CONFIG_ROOT
+
+MOST_BYTES, MOST_NODES = 1_000_000, 10_000
+"""Largest config file, and most values in it with every alias written out; ours have about 100."""
+MOST_FRAME_SKIP = 100
+"""Frames that an action may be held for: a hundred are 1.7 s of an Atari game."""
 
 
 def _impossible(config: Config) -> Iterable[tuple[str, str]]:
-    """Values each valid alone that cannot go together: (key, what would be valid)."""
+    """Values that are impossible, alone or together with others: (key, what would be valid)."""
     train, models = config.JointTrainAgent, config.Models
+    frame_skip = config.BasicSettings.FrameSkip
+    if isinstance(frame_skip, int) and frame_skip > MOST_FRAME_SKIP:
+        yield "BasicSettings.FrameSkip", f"must be at most {MOST_FRAME_SKIP}"
     height, width, channels = config.BasicSettings.ObsShape
     if height != width or channels not in (1, 3):
         yield "BasicSettings.ObsShape", "must be square with 1 or 3 channels, as (64, 64, 3)"
@@ -59,23 +69,29 @@ def _impossible(config: Config) -> Iterable[tuple[str, str]]:
 
 
 def find_config(path: str | Path) -> Path:
-    """``path`` as seen from the working directory, then from the repository root.
+    """``path`` as seen from the working directory, else from the project.
 
     Raises:
         UserError: neither exists.
     """
-    for candidate in (Path(path), REPOSITORY / path):
+    for candidate in (Path(path), CONFIG_ROOT / path):
         if candidate.is_file():
             return candidate
-    here = sorted(str(p.relative_to(REPOSITORY)) for p in REPOSITORY.glob("config_files/*.yaml"))
+    here = sorted(str(p.relative_to(CONFIG_ROOT)) for p in CONFIG_ROOT.glob("config_files/*.yaml"))
     raise UserError(f"config file {path} does not exist; there are {', '.join(here)}")
 
 
-class StrictLoader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would silently take the last."""
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice, of which YAML would silently take the last, and aliases that
+    stand for more than :data:`MOST_NODES` values."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        root = super().get_single_node()
+        if root is not None and _written_out(root, {}) > MOST_NODES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST_NODES} values")
+        return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Called by YAML for every mapping."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
@@ -85,16 +101,43 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values ``node`` has when every alias is written out; infinite where it holds itself.
+
+    Args:
+        known: the answers so far, by the node's id.
+    """
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is known: a node that is met again holds itself
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        known[id(node)] = 1 + sum(_written_out(child, known) for child in children)
+    return known[id(node)]
+
+
+def read_yaml(path: Path, example: str = "config_files/atari.yaml") -> dict[str, Any]:
+    """The sections of a YAML file.
+
+    Args:
+        example: a file that shows the keys, for the message where there are none.
+
+    Raises:
+        UserError: the file is missing, too large, no YAML, or holds no keys.
+    """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path} is larger than {MOST_BYTES // 1_000_000} MB: it is no config")
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {reason[:300]}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no sections; see config_files/atari.yaml for their names")
+        raise UserError(f"{path} holds no sections; see {example} for their names")
     return content
 
 
@@ -107,15 +150,29 @@ def _overlay(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+def _flag(override: str) -> str:
+    """An override as messages show it."""
+    return f"-set {override if len(override) <= 200 else override[:197] + '...'}"
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``Section.Key`` -> value of every key of a config."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping)
+        found |= leaves(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
 def _parse_override(text: str) -> dict[str, Any]:
     """``Section.Key=value`` -> nested mapping."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"-set {text}: write Section.Key=value, as Models.Gamma=0.99")
+        raise UserError(f"{_flag(text)}: write Section.Key=value, as Models.Gamma=0.99")
     try:
-        nested: Any = yaml.safe_load(value)
+        nested: Any = yaml.load(value, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"-set {text}: the value is not valid YAML") from None
+        raise UserError(f"{_flag(text)}: the value is not valid YAML") from None
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return nested
@@ -177,15 +234,15 @@ def load_config(
         UserError: a file is missing, a key unknown, a type wrong or a value impossible.
     """
     path, overrides = find_config(path), list(overrides)
-    content = _read(path)
+    content = read_yaml(path)
     if defaults is not None:
-        content = _overlay(_read(REPOSITORY / defaults), content)
+        content = _overlay(read_yaml(CONFIG_ROOT / defaults), content)
     config = _validate(content, str(path))
     for override in overrides:
         content = _overlay(content, _parse_override(override))
-        config = _validate(content, f"-set {override}")
+        config = _validate(content, _flag(override))
     for key, need in _impossible(config):  # after all of them: keys that go together may change
-        named = [f"-set {text}" for text in overrides if text.partition("=")[0].strip() == key]
+        named = [_flag(text) for text in overrides if text.partition("=")[0].strip() == key]
         raise UserError(
             f"{[str(path), *named][-1]}: {key} = {_value(config, key)} is impossible: it {need}"
         )

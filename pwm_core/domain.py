@@ -1,17 +1,23 @@
-"""What a domain tells the shared code about itself."""
+"""The interface between a domain and the shared code."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from pwm_core.config import Config
-from pwm_core.envs import VectorEnv
-from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.world_model import WorldModel
-from pwm_core.training.replay_buffer import TransitionSpec
+from pwm_core.config_file import load_config
+from pwm_core.errors import UserError, closest
+from pwm_core.paths import REPOSITORY
+
+if TYPE_CHECKING:
+    from pwm_core.config import Config
+    from pwm_core.envs import VectorEnv
+    from pwm_core.models.actor_critic import ActorCritic
+    from pwm_core.models.world_model import WorldModel
+    from pwm_core.training.replay_buffer import TransitionSpec
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,11 @@ class Benchmark:
         lists: named lists of short names; ``all`` is the whole benchmark.
         full_name: short or full name -> the full one.
         short_name: short or full name -> the short one.
+        title: what people call it, for reports.
+        score_name: what an episode's return is called.
+        frame_name: what ``FrameSkip`` counts, in the plural.
+        full_score: the most that an episode can return, which scores are divided by; None where
+            published random and human scores normalise them.
         budget: short name and observation type -> the benchmark's environment steps (frames,
             simulator steps), or None where the full config says how long a run is.
     """
@@ -32,26 +43,33 @@ class Benchmark:
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     full_name: Callable[[str], str] = lambda task: task
     short_name: Callable[[str], str] = lambda task: task
+    title: str = ""
+    score_name: str = "return"
+    frame_name: str = "frames"
+    full_score: float | None = None
     budget: Callable[[str, str], int | None] = lambda task, obs_type: None
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A family of environments and how PaMoRL meets it.
+    """A family of environments, and the parts of PaMoRL that are special to it.
 
     Attributes:
-        name: for messages, the tracker's project and the score files.
-        defaults: the domain's full config, the base of every other.
-        example_task: a task's name, for the help text.
-        check_task: raises UserError for a task or a config that the domain does not know.
+        name: the package is ``pwm_<name>``; also in messages, score files and the tracker.
+        defaults: path of the domain's full config, on which its other configs are based.
+        example_task: name of a task, for the help text.
+        check_task: raises UserError for a task or a config that the domain does not support.
         make_env: (config, task, number of environments, seed) -> the environments.
-        transition: (config, environments) -> what the replay stores.
+        transition: (config, environments) -> the fields that the replay stores.
         make_world_model: (config, environments) -> the world model.
         make_actor_critic: (config, environments) -> actor and critic.
         protocol: (config) -> the protocol's settings, for the score files.
+        quick_task: the task of ``./train.sh`` when none is named; None means ``example_task``.
+        env_bytes: (config) -> bytes of memory that one more environment takes, as measured.
+        resolve: (config, task) -> the config after filling in the settings that depend on the task.
         add_arguments: adds the domain's own flags.
-        overrides: (parsed arguments) -> ``-set`` overrides that those flags stand for.
-        benchmark: the tasks it is measured on, for sweeps.
+        overrides: (parsed arguments) -> the ``-set`` overrides that those flags stand for.
+        benchmark: the tasks that the domain is measured on, for sweeps and reports.
     """
 
     name: str
@@ -63,6 +81,97 @@ class Domain:
     make_world_model: Callable[[Config, VectorEnv], WorldModel]
     make_actor_critic: Callable[[Config, VectorEnv], ActorCritic]
     protocol: Callable[[Config], dict[str, Any]]
+    quick_task: str | None = None
+    env_bytes: Callable[[Config], int] = lambda config: 1_000_000
+    resolve: Callable[[Config, str], Config] = lambda config, task: config
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     overrides: Callable[[argparse.Namespace], list[str]] = lambda arguments: []
     benchmark: Benchmark = field(default_factory=Benchmark)
+
+
+def make_domain(name: str, **special: Any) -> Domain:
+    """The domain of the package ``pwm_<name>``, whose modules have the names that every domain's
+    have; ``special`` are the attributes that have no default, or another value."""
+    package = f"pwm_{name}"
+    return Domain(
+        name=name,
+        defaults=f"config_files/{name}.yaml",
+        check_task=_deferred(f"{package}.envs", "check_task"),
+        make_env=_deferred(f"{package}.envs", "make_env"),
+        protocol=_deferred(f"{package}.envs", "describe_protocol"),
+        transition=_deferred(f"{package}.replay_buffer", "transition"),
+        make_world_model=_deferred(f"{package}.world_model", "make_world_model"),
+        make_actor_critic=_deferred(f"{package}.actor_critic", "make_actor_critic"),
+        **special,
+    )
+
+
+def _deferred(module: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of ``module``, which is imported when the function is first called.
+
+    Environments and networks take seconds to import; a wrong flag is reported before that.
+    """
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments, **keywords)
+
+    return call
+
+
+def check_task(domain: Domain, config: Config, task: str, config_path: str | None = None) -> None:
+    """Refuse a task or a config that ``domain`` does not know.
+
+    Args:
+        config: the resolved config.
+        config_path: the file that it comes from, if one was named.
+
+    Raises:
+        UserError: says whose the task or the file is, where another domain knows it.
+    """
+    try:
+        domain.check_task(config, task)
+    except UserError as error:
+        raise UserError(f"{error}{_whose(domain, task, config_path)}") from None
+
+
+def _whose(domain: Domain, task: str, config_path: str | None) -> str:
+    """A hint at the domain that knows what ``domain`` does not, or an empty string."""
+    for other in map(find_domain, domain_names()):
+        if other.name == domain.name:
+            continue
+        if _accepts(other, other.defaults, task):
+            return f"; it is a task of pwm_{other.name}/"
+        theirs = config_path and _accepts(other, config_path, other.example_task)
+        if theirs and not _accepts(domain, config_path, domain.example_task):
+            return f"; {config_path} is a config of pwm_{other.name}/"
+    return ""
+
+
+def _accepts(domain: Domain, config_path: str, task: str) -> bool:
+    """Whether ``domain`` can train ``task`` with that file."""
+    try:
+        domain.check_task(load_config(config_path, defaults=domain.defaults), task)
+    except (UserError, ImportError):  # the other domain's simulator may be missing
+        return False
+    return True
+
+
+def domain_names() -> list[str]:
+    """The names of all domains: those of the packages ``pwm_<name>`` beside this one."""
+    found = REPOSITORY.glob("pwm_*/train.py")
+    names = sorted(path.parent.name.removeprefix("pwm_") for path in found)
+    return [name for name in names if name != "core"]
+
+
+def find_domain(name: str) -> Domain:
+    """The domain of the package ``pwm_<name>``.
+
+    Raises:
+        UserError: there is no such domain.
+    """
+    names = domain_names()
+    if name not in names:
+        hint = closest(name, names) or f"; there are {', '.join(names)}"
+        raise UserError(f"{name!r} is not a domain{hint}")
+    module = import_module(f"pwm_{name}.train")
+    return next(value for value in vars(module).values() if isinstance(value, Domain))

@@ -5,30 +5,35 @@ from __future__ import annotations
 import argparse
 import csv
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pwm_core.cli import make_agent, make_parser, overrides
+from pwm_core.cli import eval_arguments, make_agent, overrides
 from pwm_core.config import Config
 from pwm_core.config_file import find_config, load_config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
+from pwm_core.paths import find_logdir
+from pwm_core.runs import pretrained
 from pwm_core.runs.run_folder import RunFolder
+from pwm_core.runs.score_file import ScoreFile, Settings, setting_name
 from pwm_core.runs.tracking import Wandb
 from pwm_core.runtime import (
     find_device,
     git_commit,
+    refuse_too_many_envs,
     seed_everything,
     use_tensor_float,
     use_threads,
     versions,
 )
 from pwm_core.training.episode_videos import SIZE, Episode, film
-from pwm_core.training.evaluation import ScoreFile, Settings, play, standard_error
+from pwm_core.training.evaluation import play, standard_error
 
 EVALUATION_SEEDS = 2**32
 """Added to the seed when evaluating, so that no training episode is evaluated on."""
@@ -40,13 +45,15 @@ def _trained_with(config: Config) -> dict[str, Any]:
     return {"Models": config.Models, "ObsType": basic.ObsType, "ObsShape": basic.ObsShape}
 
 
-def _evaluation_config(arguments: argparse.Namespace, folder: RunFolder, domain: Domain) -> Config:
-    """The run's own config with the flags' overrides; says so where ``-config_path`` differs.
+def _evaluation_config(
+    arguments: argparse.Namespace, folder: RunFolder, domain: Domain, own: Config
+) -> Config:
+    """The run's ``own`` config with the overrides of the flags. A note is printed if the Models of
+    ``-config_path`` differ.
 
     Raises:
         UserError: the overrides contradict what the run was trained with.
     """
-    own = folder.config(domain.defaults)
     config = load_config(
         folder.path / "config.yaml",
         defaults=domain.defaults,
@@ -66,27 +73,6 @@ def _evaluation_config(arguments: argparse.Namespace, folder: RunFolder, domain:
     return config
 
 
-def _arguments(domain: Domain, argv: list[str] | None) -> argparse.Namespace:
-    parser = make_parser(f"Evaluate a PaMoRL run on {domain.name}.", domain)
-    parser.add_argument("-env_name", default=None, help="checked against the run's own task")
-    parser.add_argument("-checkpoint", default="last", help="last (default), all or a step")
-    parser.add_argument("-episodes", type=int, default=None, help="overrides EvalEpisodes")
-    parser.add_argument("-greedy", action="store_true", help="the policy's mode, not samples")
-    parser.add_argument(
-        "-video",
-        type=int,
-        default=0,
-        metavar="N",
-        help="film the first N episodes of each checkpoint, into the run's folder videos/",
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.episodes is not None and arguments.episodes < 1:
-        raise UserError(f"-episodes {arguments.episodes} is not valid: at least 1 is needed")
-    if arguments.video < 0:
-        raise UserError(f"-video {arguments.video} is not valid: a count is needed")
-    return arguments
-
-
 def _check_task(
     domain: Domain, folder: RunFolder, about: dict[str, Any], config: Config, task: str
 ) -> None:
@@ -102,21 +88,63 @@ def _check_task(
         raise UserError(f"run {folder.name} was trained on {about['task']}, not on {task}")
 
 
-def evaluate_run(domain: Domain, argv: list[str] | None = None) -> None:
-    """Evaluate checkpoints of one run, as the flags say."""
-    arguments = _arguments(domain, argv)
-    folder = RunFolder.open(arguments.name)
-    config = _evaluation_config(arguments, folder, domain)
-    about = folder.metadata()
+def evaluate_run(domain: Domain, argv: Sequence[str] | None = None) -> Path:
+    """Evaluate checkpoints of one run, as the flags ``argv`` say; returns the CSV of its scores.
+
+    Raises:
+        UserError: a flag, the run or the machine does not allow it.
+    """
+    return run(domain, eval_arguments(domain, argv))
+
+
+def run(domain: Domain, arguments: argparse.Namespace) -> Path:
+    """Evaluate checkpoints of one run; returns the CSV of its scores.
+
+    Args:
+        arguments: the flags of evaluation.
+
+    Raises:
+        UserError: the flags, the run or the machine do not allow it.
+    """
+    logdir = find_logdir(arguments.logdir)
+    pretrained.fetch(arguments.name, logdir)
+    folder = RunFolder.open(arguments.name, logdir)
+    own, about = folder.config(domain.defaults), folder.metadata()
+    config = _evaluation_config(arguments, folder, domain, own)
     task = arguments.env_name or about["task"]
     _check_task(domain, folder, about, config, task)
+    config = domain.resolve(config, task)
     steps = folder.select(arguments.checkpoint)
     device = find_device(arguments.device)
     use_threads(config.BasicSettings.Threads)
     use_tensor_float(config.BasicSettings.TF32)
+    settings = _settings(task, config, arguments)
+    refuse_too_many_envs(settings.envs, domain.env_bytes(config), "EvalEnvs")
 
+    name = setting_name(own, config, episodes=settings.episodes, greedy=settings.greedy)
+    provenance = _provenance(domain, config, about)
+    scores = ScoreFile(folder.name, name, settings, provenance, logdir)
+    for step in steps:
+        began = time.monotonic()
+        played = _play(domain, config, settings, folder, step, device)
+        returns = [episode.episode_return for episode in played]
+        scores.add(step, step * own.BasicSettings.FrameSkip, returns)
+        count = f"{len(returns)} episode{'s' * (len(returns) > 1)}"
+        print(
+            f"step {step}: mean return {np.mean(returns):.2f} +- {standard_error(returns):.2f} "
+            f"(standard error, {count}, {time.monotonic() - began:.0f} s)"
+        )
+        if arguments.video:
+            _film(domain, config, settings, folder, step, played[: arguments.video])
+    print(f"scores: {scores.csv}")
+    record_in_wandb(folder, about, scores.csv, name)
+    return scores.csv
+
+
+def _settings(task: str, config: Config, arguments: argparse.Namespace) -> Settings:
+    """What the scores of this evaluation have in common."""
     episodes = arguments.episodes or config.JointTrainAgent.EvalEpisodes
-    settings = Settings(
+    return Settings(
         task=task,
         protocol=config.BasicSettings.Protocol,
         episodes=episodes,
@@ -124,20 +152,6 @@ def evaluate_run(domain: Domain, argv: list[str] | None = None) -> None:
         greedy=arguments.greedy,
         seed=config.BasicSettings.Seed,
     )
-    scores = ScoreFile(folder.name, settings, _provenance(domain, config, about))
-    for step in steps:
-        began = time.monotonic()
-        played, frame_skip = _play(domain, config, settings, folder, step, device)
-        returns = [episode.episode_return for episode in played]
-        scores.add(step, step * frame_skip, returns)
-        print(
-            f"step {step}: mean return {np.mean(returns):.2f} +- {standard_error(returns):.2f} "
-            f"(standard error, {episodes} episodes, {time.monotonic() - began:.0f} s)"
-        )
-        if arguments.video:
-            _film(domain, config, settings, folder, step, played[: arguments.video])
-    print(f"scores: {scores.csv}")
-    record_in_wandb(folder, about, scores.csv)
 
 
 def _play(
@@ -147,8 +161,8 @@ def _play(
     folder: RunFolder,
     step: int,
     device: torch.device,
-) -> tuple[list[Episode], int]:
-    """The episodes that the checkpoint of ``step`` plays, and the frames of an agent step."""
+) -> list[Episode]:
+    """The episodes that the checkpoint of ``step`` plays."""
     seed_everything(settings.seed)
     env = domain.make_env(config, settings.task, settings.envs, settings.seed + EVALUATION_SEEDS)
     try:
@@ -159,7 +173,7 @@ def _play(
             raise UserError(
                 f"{folder.checkpoint(step)} does not fit the run's config.yaml"
             ) from None
-        return play(agent, env, settings.episodes, greedy=settings.greedy), env.frame_skip
+        return play(agent, env, settings.episodes, greedy=settings.greedy)
     finally:
         env.close()
 
@@ -172,7 +186,7 @@ def _film(
     step: int,
     episodes: list[Episode],
 ) -> None:
-    """Film ``episodes``, the first of those evaluated; says so where this machine cannot."""
+    """Film ``episodes``, the first of those evaluated. A note is printed if nothing can render."""
     basic = config.BasicSettings
     shape = (SIZE, SIZE, basic.ObsShape[2])
     shown = basic.model_copy(update={"ObsType": "visual", "ObsShape": shape})
@@ -195,7 +209,7 @@ def _film(
 
 
 def _provenance(domain: Domain, config: Config, about: dict[str, Any]) -> dict[str, Any]:
-    """What a score file says beside its settings."""
+    """What the JSON of a score file holds besides the settings."""
     return {
         "domain": domain.name,
         "protocol_settings": {
@@ -209,19 +223,26 @@ def _provenance(domain: Domain, config: Config, about: dict[str, Any]) -> dict[s
     }
 
 
-def record_in_wandb(folder: RunFolder, about: dict[str, Any], scores: Path) -> None:
+def record_in_wandb(
+    folder: RunFolder, about: dict[str, Any], scores: Path, setting: str = ""
+) -> None:
     """Add the rows of ``scores`` to the wandb run that tracked the training, if one did: the
-    newest becomes its summary. Whatever goes wrong is said and harms nothing."""
+    newest becomes its summary. A failure is reported and harms nothing.
+
+    Args:
+        setting: the name of the evaluation setting, which becomes part of the metrics' names.
+    """
     if not (folder.path / "wandb").is_dir() or "tracker_id" not in about:
         return
     with open(scores, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    group = f"Evaluation/{setting}" if setting else "Evaluation"
     try:
         run = Wandb(
             folder.path, folder.name, f"pamorl-{about['domain']}", {**about}, about["tracker_id"]
         )
         for row in rows:
-            values = {"Evaluation/return": float(row["mean"]), "Evaluation/std": float(row["std"])}
+            values = {f"{group}/return": float(row["mean"]), f"{group}/std": float(row["std"])}
             run.log(int(row["step"]), values | {"frames": int(row["frames"])})
         run.close()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Device, seeds, versions: what a run stands on."""
+"""The machine and the process: devices, threads, memory, seeds, versions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import platform
 import random
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pwm_core.config import REPOSITORY
 from pwm_core.errors import UserError
+from pwm_core.paths import IN_CHECKOUT, REPOSITORY
 
 PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "dm_control", "mujoco", "pydantic", "wandb")
 
@@ -26,7 +28,7 @@ PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "dm_control", "mujoco", "py
 def find_device(name: str) -> torch.device:
     """``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is CUDA when there is a device, else the CPU.
 
-    A CUDA device is made the current one, whose streams recorded graphs take.
+    A CUDA device becomes the current one: CUDA graphs use its streams.
 
     Raises:
         UserError: no such device on this machine.
@@ -58,7 +60,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of handing it back to the kernel after every tensor.
 
     A CPU step allocates and frees gigabytes; fresh pages must be zeroed and faulted in each time,
-    which costs about a tenth of the step. Elsewhere than on glibc nothing happens.
+    which costs about a tenth of the step. Without glibc nothing happens.
     """
     mmap_max, trim_threshold, forever = -4, -1, 2**31 - 1  # mallopt(3)
     with contextlib.suppress(OSError, AttributeError):
@@ -67,9 +69,35 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, forever)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Free memory in bytes, of a CUDA device or of the host."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        entries = dict(line.split(":", 1) for line in lines)
+        free = int(entries["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(free, _container_bytes())
+
+
+def _container_bytes() -> int:
+    """Bytes left under a container's own limit (cgroup v2); very many if there is no limit."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        stat = (group / "memory.stat").read_text(encoding="ascii").split()
+        cached = int(stat[stat.index("inactive_file") + 1])  # given back when memory is needed
+        return limit - used + cached
+    except (OSError, ValueError):  # no such file, or "max"
+        return sys.maxsize
+
+
 @contextlib.contextmanager
 def memory_advice() -> Iterator[None]:
-    """Turns an allocation that fails into one line that says which settings to lower.
+    """Turn a failed allocation into one line that says which settings to lower.
 
     Raises:
         UserError: torch had no memory left.
@@ -86,13 +114,32 @@ def memory_advice() -> Iterator[None]:
         raise UserError(
             f"out of memory{f' (tried to {wanted[0]})' if wanted else ''}: lower "
             "JointTrainAgent.BatchSize, ImagineBatchSize, ImagineContext or Models.Hidden, or keep "
-            "the replay off the device with JointTrainAgent.BufferStorage=memory; -resume goes on "
-            "from the last checkpoint where the config is the same"
+            "the replay off the device with JointTrainAgent.BufferStorage=memory; -resume "
+            "continues from the last checkpoint where the config is the same"
         ) from None
 
 
+def refuse_too_many_envs(count: int, bytes_each: int, key: str = "NumEnvs") -> None:
+    """Refuse environments that do not fit, before the first of them is made.
+
+    Args:
+        count: the number of environments.
+        bytes_each: memory that one of them takes.
+        key: the config key of ``count``.
+
+    Raises:
+        UserError: they need more than the free memory.
+    """
+    needed, free = count * bytes_each, free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise UserError(
+            f"JointTrainAgent.{key} = {count} is too many: the environments need about "
+            f"{needed / 1e9:.0f} GB, and {free / 1e9:.1f} GB of memory are free"
+        )
+
+
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16 itself; emulated, it would only be slower."""
+    """Whether the device multiplies bfloat16 in hardware; emulation would only be slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -115,10 +162,21 @@ def use_tensor_float(enabled: bool) -> None:
     torch.backends.cudnn.allow_tf32 = enabled
 
 
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    with contextlib.suppress(AttributeError):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_threads(count: int) -> None:
-    """Let torch compute on ``count`` CPU threads; 0 leaves its default, one per core."""
+    """Let torch compute on ``count`` CPU threads, but on no more than there are cores; 0 leaves
+    torch's default, one per core."""
+    cores = available_cores()
+    if count > cores:
+        print(f"note: BasicSettings.Threads is {count}; this machine has {cores} cores, all used")
     if count:
-        torch.set_num_threads(count)
+        torch.set_num_threads(min(count, cores))
 
 
 def seed_everything(seed: int) -> np.random.Generator:
@@ -130,7 +188,7 @@ def seed_everything(seed: int) -> np.random.Generator:
 
 
 def random_state(rng: np.random.Generator) -> dict[str, Any]:
-    """The state of every random generator: torch's, Python's, NumPy's and ``rng``."""
+    """The states of all random generators: torch's, Python's, NumPy's and ``rng``."""
     name, keys, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
@@ -142,7 +200,7 @@ def random_state(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], rng: np.random.Generator) -> None:
-    """The inverse of :func:`random_state`. CUDA's is taken where there are as many devices."""
+    """The inverse of :func:`random_state`. CUDA needs the same number of devices for it."""
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([device.cpu() for device in state["cuda"]])
@@ -153,9 +211,9 @@ def set_random_state(state: dict[str, Any], rng: np.random.Generator) -> None:
 
 
 def make_deterministic() -> None:
-    """Algorithms that give the same numbers every time on one machine; call before any CUDA use.
+    """Use algorithms that repeat exactly on one machine. Call this before CUDA is used.
 
-    On a CPU they do so anyway, with the same number of threads."""
+    On a CPU, results repeat anyway as long as the number of threads is the same."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
@@ -163,7 +221,7 @@ def make_deterministic() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose numbers enter a result."""
+    """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -173,8 +231,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+OWN_OUTPUT = ("eval_result", "benchmarks/results")
+"""Tracked folders that the project itself writes; changes there are no changes of the code."""
+
+
 def git_commit() -> str | None:
-    """The repository's commit, marked ``-dirty`` with uncommitted changes; None outside git."""
+    """The repository's commit, marked ``-dirty`` if tracked code differs from it; None outside a
+    checkout, and without git."""
+    if not IN_CHECKOUT:
+        return None
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -187,12 +252,13 @@ def git_commit() -> str | None:
 
     try:
         commit = git("rev-parse", "HEAD")
-        return commit + "-dirty" if git("status", "--porcelain", "-uno") else commit
+        code = [".", *(f":(exclude){folder}" for folder in OWN_OUTPUT)]
+        return commit + "-dirty" if git("status", "--porcelain", "-uno", "--", *code) else commit
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What the numbers were computed on."""
+    """The device type, its name and the number of CPU threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {"device": device.type, "name": name, "threads": torch.get_num_threads()}

@@ -1,4 +1,4 @@
-"""Signals that end a run, or make it write a checkpoint, between two steps."""
+"""Signals that stop a run or ask it for a checkpoint. Both happen between two steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 
 STOPPED = 75
-"""Exit status after a signal: a checkpoint was written, ``-resume`` goes on (EX_TEMPFAIL)."""
+"""Exit status after a signal: a checkpoint was written, ``-resume`` continues (EX_TEMPFAIL)."""
 
 
 class StoppedError(Exception):
@@ -15,13 +15,13 @@ class StoppedError(Exception):
 
 
 class Signals:
-    """Context in which SIGTERM and SIGINT ask for an end, and SIGUSR1 for a checkpoint.
+    """A context in which SIGTERM and SIGINT ask the run to stop, and SIGUSR1 asks for a checkpoint.
 
-    The second SIGTERM or SIGINT ends the process at once, as it would without this.
+    A second SIGTERM or SIGINT ends the process at once, as it would outside this context.
 
     Attributes:
-        stop: the name of the signal that asked for the end, or None.
-        save: whether a checkpoint was asked for since :meth:`take_save`.
+        stop: the name of the signal that asked the run to stop, or None.
+        save: whether a checkpoint has been asked for since the last :meth:`take_save`.
     """
 
     def __init__(self) -> None:
@@ -54,6 +54,6 @@ class Signals:
         self.save = True
 
     def take_save(self) -> bool:
-        """Whether a checkpoint was asked for; it is asked for no longer."""
+        """Whether a checkpoint was asked for. The request is then cleared."""
         asked, self.save = self.save, False
         return asked

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import argparse
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from pwm_core import __version__
-from pwm_core.cli import make_agent, make_parser, overrides
-from pwm_core.config import REPOSITORY, Config
-from pwm_core.config_file import load_config
-from pwm_core.domain import Domain
+from pwm_core.cli import make_agent, read_config, train_arguments
+from pwm_core.config import Config
+from pwm_core.config_file import dump_config
+from pwm_core.domain import Domain, check_task
+from pwm_core.envs import VectorEnv
+from pwm_core.errors import UserError
 from pwm_core.models.scan import check_backend
+from pwm_core.paths import find_logdir
+from pwm_core.runs.checkpoint import Point
 from pwm_core.runs.run_folder import RunFolder
-from pwm_core.runs.tracking import JsonLines, Sink, TensorBoard, Tracker, Wandb, parse_loggers
+from pwm_core.runs.tracking import JsonLines, Sink, TensorBoard, Tracker, Wandb
 from pwm_core.runtime import (
     find_device,
+    free_bytes,
     git_commit,
     hardware,
     make_deterministic,
     memory_advice,
+    refuse_too_many_envs,
     seed_everything,
     use_tensor_float,
     use_threads,
@@ -30,63 +38,54 @@ from pwm_core.runtime import (
 from pwm_core.training.replay_buffer import ReplayBuffer
 from pwm_core.training.trainer import Trainer
 
-
-def _sinks(
-    loggers: list[str], folder: RunFolder, domain: Domain, about: dict[str, Any], after: int
-) -> list[Sink]:
-    """The trackers asked for; ``after`` is the step that a resumed run goes on from."""
-    made: list[Sink] = []
-    if "wandb" in loggers:
-        project = f"pamorl-{domain.name}"
-        made.append(Wandb(folder.path, folder.name, project, about, about["tracker_id"]))
-    if "tensorboard" in loggers:
-        made.append(TensorBoard(folder.path, after))
-    return made
+NO_LOGGER = "; or use -logger none"
+MUCH_DISK = 1e9
+"""Bytes of weights over a whole run from which on their size is mentioned."""
 
 
-def _train_arguments(domain: Domain, argv: list[str] | None) -> argparse.Namespace:
-    parser = make_parser(f"Train PaMoRL on {domain.name}.", domain)
-    parser.add_argument("-env_name", required=True, help=f"task, such as {domain.example_task}")
-    parser.add_argument(
-        "-logger", default="wandb", help="wandb, tensorboard, both with a comma, or none"
-    )
-    parser.add_argument(
-        "-resume",
-        action="store_true",
-        help="go on where the run of that name stopped; begin it where there is none",
-    )
-    parser.add_argument(
-        "-keep", type=_keep, default=None, metavar="K", help="keep the newest K weights (all)"
-    )
-    parser.add_argument(
-        "-deterministic", action="store_true", help="the same numbers every time on one machine"
-    )
-    return parser.parse_args(argv)
+def train(domain: Domain, argv: Sequence[str] | None = None) -> None:
+    """Train one agent on one task, as the flags ``argv`` say.
+
+    Raises:
+        UserError: a flag, the config or the machine does not allow it.
+    """
+    arguments = train_arguments(domain, argv)
+    run(domain, arguments, read_config(arguments, domain))
 
 
-def _keep(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return int(text)
+def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
+    """Train one agent on one task.
 
+    Args:
+        arguments: the flags of training.
+        config: the resolved config that they ask for.
 
-def train(domain: Domain, argv: list[str] | None = None) -> None:
-    """Train one agent on one task, as the flags say."""
-    arguments = _train_arguments(domain, argv)
-    task, loggers = arguments.env_name, parse_loggers(arguments.logger)
-    config = load_config(
-        arguments.config_path or REPOSITORY / domain.defaults,
-        defaults=domain.defaults,
-        overrides=overrides(arguments, domain),
-    )
-    domain.check_task(config, task)
+    Raises:
+        UserError: the flags, the config or the machine do not allow it.
+    """
+    check_task(domain, config, arguments.env_name, arguments.config_path)
+    config = domain.resolve(config, arguments.env_name)
     if arguments.deterministic:
         make_deterministic()
     device = find_device(arguments.device)
     check_backend(config.Models.WorldModel.Scan, device)  # here: to evaluate needs no scan
     use_threads(config.BasicSettings.Threads)
     use_tensor_float(config.BasicSettings.TF32)
-    about = {
+    about = _metadata(domain, config, arguments.env_name, device)
+    folder = RunFolder(arguments.name, find_logdir(arguments.logdir))
+    if not arguments.resume:
+        folder.refuse_existing()
+    with folder.lock(), memory_advice():
+        if arguments.resume and folder.exists:
+            folder.check_same(config, about, domain.defaults)
+        else:
+            folder.refuse_existing()  # another process may have made it meanwhile
+        _Training(domain, config, arguments, device, folder, about).run()
+
+
+def _metadata(domain: Domain, config: Config, task: str, device: torch.device) -> dict[str, Any]:
+    """What ``run.json`` says of a run."""
+    return {
         "task": task,
         "domain": domain.name,
         "seed": config.BasicSettings.Seed,
@@ -97,70 +96,146 @@ def train(domain: Domain, argv: list[str] | None = None) -> None:
         "commit": git_commit(),
         "hardware": hardware(device),
     }
-    folder = RunFolder(arguments.name)
-    if not arguments.resume:
-        folder.refuse_existing()
-    with folder.lock(), memory_advice():
-        if arguments.resume and folder.exists:
-            folder.check_same(config, about, domain.defaults)
-        else:
-            folder.refuse_existing()  # another process may have made it meanwhile
-        _train(domain, config, task, loggers, device, folder, about, arguments.keep)
 
 
-def _train(
-    domain: Domain,
-    config: Config,
-    task: str,
-    loggers: list[str],
-    device: torch.device,
-    folder: RunFolder,
-    about: dict[str, Any],
-    keep: int | None,
-) -> None:
-    """Begin the run of ``folder``, or go on with it, to its end."""
-    settings, seed = config.JointTrainAgent, config.BasicSettings.Seed
-    point = None
-    if folder.exists:
-        if folder.finished(settings.SampleMaxSteps):
+class _Training:
+    """One process that trains the run of ``folder``: from its start, or from its newest point."""
+
+    def __init__(
+        self,
+        domain: Domain,
+        config: Config,
+        arguments: argparse.Namespace,
+        device: torch.device,
+        folder: RunFolder,
+        about: dict[str, Any],
+    ) -> None:
+        self.domain, self.config, self.settings = domain, config, config.JointTrainAgent
+        self.task, self.loggers, self.keep = arguments.env_name, arguments.logger, arguments.keep
+        self.device, self.folder, self.about = device, folder, about
+
+    def run(self) -> None:
+        """Train to ``SampleMaxSteps``.
+
+        Raises:
+            UserError: there is nothing to continue from, or the run does not fit this machine.
+        """
+        folder, seed = self.folder, self.config.BasicSettings.Seed
+        if folder.finished(self.settings.SampleMaxSteps):
             print(f"run {folder.name} is finished: {folder.steps()[-1]} steps; nothing to resume")
             return
+        point = self._newest_point() if folder.exists else None
+        verb = f"continuing from step {point.step}:" if point else "training"
+        print(
+            f"{verb} {self.task} on {self.device}, seed {seed}; "
+            f"everything of this run is in {folder.path}"
+        )
+        refuse_too_many_envs(self.settings.NumEnvs, self.domain.env_bytes(self.config))
+        rng = seed_everything(seed)
+        env = self.domain.make_env(self.config, self.task, self.settings.NumEnvs, seed)
+        try:
+            trainer, tracker = self._make_trainer(env, rng, point)
+            try:
+                if point:
+                    trainer.resume(point, folder.points.state(point))
+                trainer.run()
+            finally:
+                tracker.close()
+        finally:
+            env.close()
+        print(f"done: {folder.steps()[-1]} steps; checkpoints are in {folder.path / 'checkpoints'}")
+
+    def _newest_point(self) -> Point | None:
+        """What an existing run continues from; None where it stopped before its first checkpoint.
+
+        Raises:
+            UserError: it had checkpoints, and none of them can be used.
+        """
+        folder = self.folder
         point = folder.points.newest()
         if point is None:
-            folder.refuse_lost_points()
-        about["tracker_id"] = folder.metadata().get("tracker_id", about["tracker_id"])
-    start = point.step if point else 0
-    verb = f"going on from step {start}:" if point else "training"
-    print(f"{verb} {task} on {device}, seed {seed}; everything of this run is in {folder.path}")
-    rng = seed_everything(seed)
-    env = domain.make_env(config, task, settings.NumEnvs, seed)
-    try:
-        agent = make_agent(domain, config, env, str(device))
-        replay = ReplayBuffer(
-            domain.transition(config, env),
+            folder.refuse_lost_points(
+                folder.config(self.domain.defaults).JointTrainAgent.SampleMaxSteps
+            )
+        self.about["tracker_id"] = folder.metadata().get("tracker_id", self.about["tracker_id"])
+        return point
+
+    def _make_trainer(
+        self, env: VectorEnv, rng: np.random.Generator, point: Point | None
+    ) -> tuple[Trainer, Tracker]:
+        """Everything that the loop drives; begins the run's folder, or says what has changed."""
+        refuse_too_large_networks(self.domain, self.config, env, self.device)
+        agent = make_agent(self.domain, self.config, env, str(self.device))
+        replay = self._make_replay(env)
+        sinks = self._sinks(point.step if point else 0)
+        if point is None:
+            self.folder.begin(self.config, self.about)
+            self._mention_disk(agent.state_dict())
+        else:
+            self.folder.extend(self.config, self.domain.defaults)
+            self.folder.note_versions(self.about)
+        metrics = JsonLines(self.folder.metrics, fresh=point is None)
+        tracker = Tracker(metrics, self.folder.videos, sinks)
+        trainer = Trainer(
+            self.config, self.task, env, agent, replay, tracker, self.folder, rng, self.keep
+        )
+        return trainer, tracker
+
+    def _make_replay(self, env: VectorEnv) -> ReplayBuffer:
+        settings = self.settings
+        return ReplayBuffer(
+            self.domain.transition(self.config, env),
             settings.NumEnvs,
             settings.BufferMaxLength,
-            device,
+            self.device,
             storage=settings.BufferStorage,
-            directory=folder.path / "replay",
+            directory=self.folder.path / "replay",
         )
-        state = folder.points.state(point) if point else None
-        sinks = _sinks(
-            loggers, folder, domain, {**about, "config": config.model_dump(mode="json")}, start
+
+    def _sinks(self, after: int) -> list[Sink]:
+        """The trackers asked for; ``after`` is the step that a resumed run continues from."""
+        folder, made = self.folder, list[Sink]()
+        config = self.config.model_dump(mode="json")
+        if "wandb" in self.loggers:
+            project, run_id = f"pamorl-{self.domain.name}", self.about["tracker_id"]
+            try:
+                made.append(Wandb(folder.path, folder.name, project, self.about | config, run_id))
+            except UserError as error:
+                raise UserError(f"{error}{NO_LOGGER}") from None
+        if "tensorboard" in self.loggers:
+            made.append(TensorBoard(folder.path, dump_config(self.config), after))
+        return made
+
+    def _mention_disk(self, state: dict[str, Any]) -> None:
+        """Say how much disk the weights of the whole run will take, where that is much."""
+        settings = self.settings
+        count = -(-settings.SampleMaxSteps // settings.SaveEverySteps)
+        size = count * sum(
+            tensor.nbytes
+            for name in ("world_model", "actor_critic")
+            for tensor in state[name].values()
         )
-        if point is None:
-            folder.begin(config, about)
-        else:
-            folder.note_versions(about)
-        metrics = JsonLines(folder.metrics, fresh=point is None)
-        tracker = Tracker(metrics, folder.videos, sinks)
-        try:
-            trainer = Trainer(config, task, env, agent, replay, tracker, folder, rng, keep)
-            if point:
-                trainer.resume(point, state)
-            trainer.run()
-        finally:
-            tracker.close()
-    finally:
-        env.close()
-    print(f"done: {folder.steps()[-1]} steps; checkpoints are in {folder.path / 'checkpoints'}")
+        if self.keep is None and size > MUCH_DISK:
+            print(
+                f"note: the weights of {count} checkpoints will take {size / 1e9:.1f} GB; "
+                "-keep K keeps the newest K only"
+            )
+
+
+def refuse_too_large_networks(
+    domain: Domain, config: Config, env: VectorEnv, device: torch.device
+) -> None:
+    """Refuse networks that do not fit, before any memory is taken for them.
+
+    Raises:
+        UserError: weights, gradients and the optimisers' two moments exceed the free memory.
+    """
+    with torch.device("meta"):
+        networks = domain.make_world_model(config, env), domain.make_actor_critic(config, env)
+    weights = sum(tensor.nbytes for network in networks for tensor in network.parameters())
+    needed, free = 4 * weights, free_bytes(device)
+    if needed > free:
+        raise UserError(
+            f"out of memory: the networks and their optimisers need {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free on {device}: lower Models.Hidden or the other sizes"
+        )

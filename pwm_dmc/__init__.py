@@ -1,1 +1,1 @@
-"""The DeepMind Control domain: environments, world model, actor-critic, training, evaluation."""
+"""PaMoRL on DeepMind Control: the parts that are special to dm_control's suite."""

@@ -2,19 +2,85 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import Tensor
 
 from pwm_core.config import Config
 from pwm_core.envs import VectorEnv
 from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.distributions import GaussianPolicy
+
+
+class GaussianPolicy:
+    """A Gaussian policy with independent components, as in the published agent.
+
+    From the actor's output (x, y), the mean is ``tanh(x)`` and the standard deviation is
+    ``min + (max - min) sigmoid(y + 2)``. Actions (..., A) are clipped to [low, high].
+
+    Args:
+        num_actions: A.
+        min_std, max_std: range of the standard deviation; the published agent has 0.1 and 1.
+        low, high: bounds of an action, (A,) or scalars.
+    """
+
+    discrete = False
+
+    def __init__(
+        self,
+        num_actions: int,
+        min_std: float,
+        max_std: float,
+        low: float | Tensor = -1.0,
+        high: float | Tensor = 1.0,
+    ) -> None:
+        self.num_actions = num_actions
+        self.output_width = 2 * num_actions
+        self.min_std, self.max_std = min_std, max_std
+        self._bounds: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.low, self.high = torch.as_tensor(low), torch.as_tensor(high)
+
+    def bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Lowest and highest actions on ``device``, (A,) or scalars."""
+        if device not in self._bounds:
+            self._bounds[device] = self.low.to(device), self.high.to(device)
+        return self._bounds[device]
+
+    def _parameters(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """``output`` (..., 2A) -> mean and standard deviation, (..., A) float32."""
+        mean, raw = output.float().chunk(2, dim=-1)
+        return mean.tanh(), self.min_std + (self.max_std - self.min_std) * (raw + 2).sigmoid()
+
+    def sample(self, output: Tensor) -> Tensor:
+        """Draw unclipped actions (..., A) float32 from ``output`` (..., 2A)."""
+        mean, std = self._parameters(output)
+        return mean + std * torch.randn_like(mean)
+
+    def mode(self, output: Tensor) -> Tensor:
+        """The means (..., A)."""
+        return self._parameters(output)[0]
+
+    def log_prob(self, output: Tensor, action: Tensor) -> Tensor:
+        """(...) float32 log-density of the unclipped ``action`` (..., A), summed over A."""
+        mean, std = self._parameters(output)
+        squared = ((action - mean) / std).square()
+        return -(0.5 * squared + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self, output: Tensor) -> Tensor:
+        """Entropy (...) float32 in nats, summed over A."""
+        _, std = self._parameters(output)
+        return (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def encode(self, action: Tensor) -> Tensor:
+        """The clipped ``action``, which the world model reads and the environment executes."""
+        return action.clamp(*self.bounds(action.device))
 
 
 def make_policy(config: Config, env: VectorEnv) -> GaussianPolicy:
-    """Independent normals over the task's actuators."""
-    agent, space = config.Models.Agent, env.action_space
+    """A Gaussian policy over the task's actuators."""
+    settings, space = config.Models.Agent, env.action_space
     low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
-    return GaussianPolicy(len(low), agent.MinStd, agent.MaxStd, low, high)
+    return GaussianPolicy(len(low), settings.MinStd, settings.MaxStd, low, high)
 
 
 def make_actor_critic(config: Config, env: VectorEnv) -> ActorCritic:

@@ -1,10 +1,10 @@
 """DeepMind Control suite environments behind the interface of ``pwm_core.envs``.
 
 One process holds a *group* of environments. A single proprioceptive environment runs in the calling
-process; everything else runs in worker processes, several environments in each. Rendering always
-happens in a worker: the training process then never holds an OpenGL context, a context is freed
-before its interpreter shuts down (dm_control's OSMesa contexts print tracebacks otherwise), and
-drawing overlaps with the training between ``send`` and ``recv``.
+process. All others run in worker processes with several environments each. Rendering always happens
+in a worker, for three reasons. The training process never holds an OpenGL context. A context is
+freed before its interpreter shuts down; otherwise dm_control's OSMesa contexts print tracebacks.
+Drawing overlaps with the training between ``send`` and ``recv``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import weakref
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,11 +22,14 @@ from pwm_core.errors import UserError, closest
 from pwm_dmc.rendering import process_environment, without_renderer, working_renderer
 from pwm_dmc.workers import InProcess, Worker, WorkerDiedError, available_cpus, stop
 
+if TYPE_CHECKING:
+    import gymnasium
+
 PROTOCOL = "suite"
-"""The one protocol: dm_control's own tasks and time limits."""
+"""The only protocol: dm_control's own tasks and time limits."""
 
 MOST_DEATHS = 3
-"""Times in a row that worker processes may die before the run is given up."""
+"""Largest number of consecutive deaths of worker processes before the run ends."""
 
 OBS_TYPES = ("proprio", "visual")
 _log = logging.getLogger(__name__)
@@ -34,14 +37,14 @@ _DOMAIN_ALIASES = {"cup": "ball_in_cup"}
 
 
 def _simulation() -> ModuleType:
-    """``pwm_dmc.simulation``, imported late, and without OpenGL: only workers draw."""
+    """``pwm_dmc.simulation``, imported late and without OpenGL, because only workers draw."""
     with without_renderer():
         from pwm_dmc import simulation
     return simulation
 
 
 def find_task(task: str) -> tuple[str, str]:
-    """``cup_catch`` -> ``("ball_in_cup", "catch")``, as ``suite.load`` wants it.
+    """The arguments of ``suite.load``: ``cup_catch`` -> ``("ball_in_cup", "catch")``.
 
     Raises:
         UserError: there is no such task.
@@ -59,24 +62,24 @@ def find_task(task: str) -> tuple[str, str]:
 
 
 class DMCEnv(VectorEnv):
-    """N environments of one task, in this process or spread over others.
+    """N environments of one task, in this process or in worker processes.
 
-    An episode ends at the task's time limit or, should the simulation diverge, there; it is cut
-    off, never in a final state, so ``done`` stays False.
+    An episode ends at the task's time limit, or earlier if the simulation diverges. Both cut it off
+    and neither is a final state, so ``done`` is always False.
 
     Args:
         task: ``domain_task``, such as ``walker_walk``; ``cup`` stands for ``ball_in_cup``.
         num_envs: N.
-        seed: every environment gets a seed of its own from it.
-        obs_type: ``proprio``, (D,) float32: dm_control's observations, flattened in its order;
-            or ``visual``, (image_size, image_size, 3) uint8.
-        frame_skip: how often an action is repeated; the rewards of the repeats are summed.
+        seed: seed of the run; every environment derives its own seed from it.
+        obs_type: ``proprio``: (O,) float32, dm_control's observations, flattened in its order.
+            ``visual``: (image_size, image_size, 3) uint8.
+        frame_skip: simulator steps per action; their rewards are summed.
         image_size: height and width of a frame.
-        workers: processes to spread the environments over. By default one per CPU, at most N, and
-            none at all for a single proprioceptive environment.
+        workers: number of worker processes. The default is one per CPU and at most N, but none for
+            a single proprioceptive environment.
 
     Raises:
-        UserError: the task or ``obs_type`` does not exist, or nothing can render on this machine.
+        UserError: the task or ``obs_type`` does not exist, or no renderer works on this machine.
         ValueError: a number is not positive.
     """
 
@@ -91,7 +94,7 @@ class DMCEnv(VectorEnv):
         image_size: int = 64,
         workers: int | None = None,
     ) -> None:
-        check_obs_type(str(obs_type))  # None is for the command line alone
+        check_obs_type(str(obs_type))  # only the command line may pass None
         in_process = workers is None and num_envs == 1 and obs_type == "proprio"
         if min(num_envs, frame_skip, image_size, 1 if workers is None else workers) < 1:
             raise ValueError("num_envs, frame_skip, image_size and workers must be positive")
@@ -99,23 +102,28 @@ class DMCEnv(VectorEnv):
         self.episodes = Episodes(seed, num_envs)
         suite_task, simulation = find_task(task), _simulation()
         self._settings = simulation.Settings(task, suite_task, obs_type, frame_skip, image_size)
-        workers = workers or min(num_envs, available_cpus())
         started: list[Worker] = []
-        # Runs in close, at exit, or when this object is dropped: whichever comes first.
+        # It runs in close, at exit, or when this object is dropped, whichever comes first.
         self._finalizer = weakref.finalize(self, stop, started)
         self._groups: list[InProcess | Worker] = started
         if in_process:
             self._groups = [InProcess(simulation.Group())]
         else:
-            self._environ = process_environment(
-                working_renderer() if obs_type == "visual" else None
-            )
-            for _ in range(min(num_envs, workers)):
+            renderer = working_renderer() if obs_type == "visual" else None
+            self._environ = process_environment(renderer)
+            for _ in range(min(num_envs, workers or available_cpus())):
                 started.append(self._start_worker())
         self._seeds = np.array_split(env_seeds(seed, num_envs), len(self._groups))
         self._splits = np.cumsum([len(share) for share in self._seeds])[:-1]
-        self._deaths = 0  # of workers, in a row
+        self._deaths = 0  # consecutive deaths of workers
         self._unsent: dict[int, WorkerDiedError] = {}  # groups whose worker died before its actions
+        self.observation_space, self.action_space = self._make_environments()
+
+    def _start_worker(self) -> Worker:
+        return Worker("pwm_dmc.simulation:Group", self._environ)
+
+    def _make_environments(self) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]:
+        """Make every group's environments; returns the spaces of an observation and an action."""
         try:
             for group, share in zip(self._groups, self._seeds, strict=True):
                 group.send("make", self._settings, share.tolist())
@@ -123,17 +131,14 @@ class DMCEnv(VectorEnv):
         except BaseException:
             self.close()
             raise
-        self.observation_space, self.action_space = spaces[0]
-
-    def _start_worker(self) -> Worker:
-        return Worker("pwm_dmc.simulation:Group", self._environ)
+        return spaces[0]
 
     def _shares(self, values: np.ndarray) -> list[np.ndarray]:
-        """(N, ...) of all environments -> what belongs to each group."""
+        """Split ``values`` (N, ...) of all environments into those of each group."""
         return np.split(values, self._splits)
 
     def reset(self) -> np.ndarray:
-        """See ``VectorEnv``. Every call begins another episode."""
+        """See ``VectorEnv``."""
         self.episodes.begin()
         for group, numbers in zip(self._groups, self._shares(self.episodes.numbers), strict=True):
             group.send("begin", numbers.tolist())
@@ -147,7 +152,7 @@ class DMCEnv(VectorEnv):
         return np.concatenate([group.receive() for group in self._groups])
 
     def send(self, actions: np.ndarray) -> None:
-        """See ``VectorEnv``; actions beyond the bounds are clipped to them.
+        """See ``VectorEnv``. Actions are clipped to their bounds.
 
         Raises:
             ValueError: the shape is not (N, A), or an action is not a finite number.
@@ -169,11 +174,12 @@ class DMCEnv(VectorEnv):
                 self._unsent[index] = death
 
     def recv(self) -> Step:
-        """See ``VectorEnv``. Where a worker process has died, another takes its place and its
-        environments begin their next episodes; the broken ones are not among ``finished``.
+        """See ``VectorEnv``. A worker process that has died is replaced.
+
+        Its environments then begin their next episodes, and the lost ones are not in ``finished``.
 
         Raises:
-            UserError: workers die again and again.
+            UserError: more than :data:`MOST_DEATHS` workers have died in a row.
             RuntimeError: there was no ``send``, or a worker failed.
         """
         lost = np.zeros(self.num_envs, bool)
@@ -186,8 +192,10 @@ class DMCEnv(VectorEnv):
         return Step(obs, reward, done, ended, finished)
 
     def _receive(self, index: int, lost: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A group's observations, rewards and ends; marks its environments in ``lost`` where its
-        worker had to be replaced."""
+        """Observations, rewards and ends of a group.
+
+        If its worker had to be replaced, ``lost`` (N,) bool is set for its environments.
+        """
         try:
             if index in self._unsent:
                 raise self._unsent.pop(index)
@@ -198,7 +206,11 @@ class DMCEnv(VectorEnv):
     def _replace(
         self, index: int, lost: np.ndarray, death: WorkerDiedError
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Another worker for the dead one, its environments at the start of their next episodes."""
+        """Replace a dead worker; the results are those of its environments' next episodes.
+
+        Raises:
+            UserError: more than :data:`MOST_DEATHS` workers have died in a row.
+        """
         self._deaths += 1
         if self._deaths > MOST_DEATHS:
             raise UserError(f"{death}, and so did the {MOST_DEATHS} that took its place")
@@ -214,15 +226,15 @@ class DMCEnv(VectorEnv):
         return obs, np.zeros(len(share), np.float32), np.ones(len(share), bool)
 
     def close(self) -> None:
-        """Stop the workers; harmless when repeated."""
+        """Stop the workers; it may be called again."""
         self._finalizer()
 
 
 def check_obs_type(obs_type: str | None) -> None:
-    """Refuse what is neither None nor an observation type.
+    """Check that ``obs_type`` is None or an observation type.
 
     Raises:
-        UserError: names what would be valid.
+        UserError: it is neither; the message names the valid types.
     """
     if obs_type is not None and obs_type not in OBS_TYPES:
         hint = closest(obs_type, list(OBS_TYPES))
@@ -230,10 +242,10 @@ def check_obs_type(obs_type: str | None) -> None:
 
 
 def check_task(config: Config, task: str) -> None:
-    """Refuse what the suite does not have.
+    """Check that the suite supports the task and the config.
 
     Raises:
-        UserError: unknown task, unknown protocol, or frames that are not square and in colour.
+        UserError: the task or the protocol is unknown, or frames are not square and in colour.
     """
     basic = config.BasicSettings
     find_task(task)
@@ -256,13 +268,7 @@ def describe_protocol(config: Config) -> dict[str, Any]:
 
 
 def make_env(config: Config, task: str, num_envs: int, seed: int) -> DMCEnv:
-    """``num_envs`` environments of ``task`` as ``config`` says."""
+    """``num_envs`` environments of ``task`` with the settings of ``config``."""
     basic = config.BasicSettings
-    return DMCEnv(
-        task,
-        num_envs,
-        seed,
-        obs_type=basic.ObsType,
-        frame_skip=basic.FrameSkip,
-        image_size=basic.ObsShape[0],
-    )
+    size, repeat = basic.ObsShape[0], basic.FrameSkip
+    return DMCEnv(task, num_envs, seed, obs_type=basic.ObsType, frame_skip=repeat, image_size=size)

@@ -10,8 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any directory
 
 from pwm_core import cli
-from pwm_core.eval import evaluate_run
 from pwm_dmc.train import DMC
 
 if __name__ == "__main__":
-    cli.run(evaluate_run, DMC)
+    cli.eval_command(DMC)

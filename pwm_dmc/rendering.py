@@ -1,7 +1,8 @@
-"""How dm_control draws on a machine without a display.
+"""Rendering with dm_control on a machine without a display.
 
-dm_control reads ``MUJOCO_GL`` once, when it is imported, so it is imported late: in a process that
-:func:`process_environment` gave a renderer known to work, everywhere else without any.
+dm_control reads ``MUJOCO_GL`` once, when it is imported. It is therefore imported late. A worker
+that draws imports it with a renderer that works, which :func:`process_environment` sets. All other
+processes import it without a renderer.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from pwm_dmc.workers import exit_reason
 
 _RENDERERS = ("egl", "osmesa")  # EGL first: it uses the GPU where there is one
 _NO_RENDERER = "disabled"
-_PACKAGES = {"egl": "libegl1 libopengl0", "osmesa": "libosmesa6"}  # of Debian and Ubuntu
+_PACKAGES = {"egl": "libegl1 libopengl0", "osmesa": "libosmesa6"}  # in Debian and Ubuntu
 
 
 def working_renderer() -> str:
-    """The value of ``MUJOCO_GL`` that renders on this machine without a display.
+    """The value of ``MUJOCO_GL`` with which this machine can render without a display.
 
-    A value already set by the user is tried alone, otherwise EGL and then OSMesa. Each is tried by
-    drawing a frame in a process of its own; the answer is kept for the life of this process.
+    If the user has set a value, only that is tried; otherwise EGL and then OSMesa are. Each is
+    tried by drawing a frame in a separate process. The result is cached.
 
     Raises:
-        UserError: none works; says which Debian packages to install.
+        UserError: none works; the message names the Debian packages to install.
     """
     return _working_renderer(os.environ.get("MUJOCO_GL"))
 
@@ -61,7 +62,7 @@ if frame.min() == frame.max():
 
 
 def try_renderer(renderer: str) -> str:
-    """Draw a frame in a process of its own; returns what went wrong, or an empty string."""
+    """Draw a frame in a separate process; returns the error's text, or an empty string."""
     command = [sys.executable, "-c", _DRAW_A_BALL]
     environment = process_environment(renderer)
     try:
@@ -74,7 +75,7 @@ def try_renderer(renderer: str) -> str:
 
 
 def process_environment(renderer: str | None) -> dict[str, str]:
-    """The environment variables of a process that draws with ``renderer``, or not at all."""
+    """The environment variables of a process that draws with ``renderer`` (None: never draws)."""
     # dm_control sets PYOPENGL_PLATFORM itself, and refuses a renderer that contradicts it.
     inherited = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}
     return inherited | {"MUJOCO_GL": _NO_RENDERER if renderer is None else renderer}
@@ -82,7 +83,7 @@ def process_environment(renderer: str | None) -> dict[str, str]:
 
 @contextlib.contextmanager
 def without_renderer() -> Iterator[None]:
-    """Inside, dm_control is imported without OpenGL; ``os.environ`` is afterwards as before."""
+    """A context in which dm_control is imported without OpenGL; it restores ``os.environ``."""
     before = os.environ.get("MUJOCO_GL")
     os.environ["MUJOCO_GL"] = _NO_RENDERER
     try:

@@ -1,4 +1,4 @@
-"""What a DMC transition holds: an 8-bit image or a float vector, and the executed action."""
+"""The fields of a DMC transition: an 8-bit image or a float vector, and the executed action."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pwm_core.training.replay_buffer import Field, TransitionSpec
 
 
 def transition(config: Config, env: VectorEnv) -> TransitionSpec:
-    """Images (H, W, C) uint8 or vectors (O,) float32, and actions (A,) float32."""
+    """Images (height, width, 3) uint8 or vectors (O,) float32, and actions (A,) float32."""
     pixels = config.BasicSettings.ObsType == "visual"
     return TransitionSpec(
         obs=Field(env.observation_space.shape, torch.uint8 if pixels else torch.float32),

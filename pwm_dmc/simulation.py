@@ -1,7 +1,7 @@
 """The simulated environments of one process.
 
-A worker imports this module and no other of the domain. It imports dm_control, which then settles
-how this process draws: see ``pwm_dmc.rendering``.
+A worker imports this module and no other module of the domain. Importing dm_control decides how the
+process draws; see ``pwm_dmc.rendering``.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _CAMERAS = {"quadruped": 2}  # camera 0 everywhere else
 _log = logging.getLogger(__name__)
 
 Spaces = tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]
-"""Of an observation and of an action."""
+"""The spaces of an observation and of an action."""
 
 
 class Settings(NamedTuple):
-    """What the environments of one ``DMCEnv`` have in common.
+    """The settings that all environments of a ``DMCEnv`` share.
 
     Attributes:
-        task: as the user wrote it.
-        suite_task: domain and task, as ``suite.load`` wants them.
+        task: the name that the user gave.
+        suite_task: domain and task, the arguments of ``suite.load``.
         obs_type, frame_skip, image_size: see ``DMCEnv``.
     """
 
@@ -43,7 +43,7 @@ class Settings(NamedTuple):
 
 @contextlib.contextmanager
 def _quiet_absl() -> Iterator[None]:
-    """dm_control's own models make MuJoCo warn of deprecations, once per environment."""
+    """Silence MuJoCo's deprecation warnings about dm_control's own models."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -54,7 +54,7 @@ def _quiet_absl() -> Iterator[None]:
 
 
 class Environment:
-    """One environment: ``suite.load`` plus action repeat and the choice of observation."""
+    """One environment of the suite, with action repeat and the chosen type of observation."""
 
     def __init__(self, settings: Settings, seed: int) -> None:
         domain, task = settings.suite_task
@@ -70,13 +70,13 @@ class Environment:
         self._observations: dict[str, np.ndarray] = {}
         self._camera = None
         if settings.obs_type == "visual":
-            # Kept, since physics.render would allocate the scene anew for every frame (about 1 ms).
+            # One camera for all frames: physics.render allocates a scene for each (about 1 ms).
             size, camera = settings.image_size, _CAMERAS.get(domain, 0)
             self._camera = mujoco.Camera(self._env.physics, size, size, camera)
 
     @property
     def spaces(self) -> Spaces:
-        """Those of an observation and of an action, with the task's own bounds."""
+        """The spaces of an observation and of an action, with the task's own bounds."""
         bounds = self._env.action_spec()
         low, high = bounds.minimum.astype(np.float32), bounds.maximum.astype(np.float32)
         action = gymnasium.spaces.Box(low, high, dtype=np.float32)
@@ -87,23 +87,23 @@ class Environment:
         return gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32), action
 
     def begin(self, number: int) -> None:
-        """Begin the episode of that number, from its own seed."""
+        """Begin the episode ``number`` from its own seed."""
         self._number = number
         self._env.task.random.seed(episode_seed(self._seed, number))
         self._observations = self._env.reset().observation
 
     def begin_next(self) -> None:
-        """Begin the episode after the running one."""
+        """Begin the episode that follows the running one."""
         self.begin(self._number + 1)
 
     def step(self, action: np.ndarray) -> tuple[float, bool]:
-        """Repeat ``action`` (A,); returns the summed reward and whether the episode is over."""
+        """Repeat ``action`` (A,); returns the summed reward and whether the episode has ended."""
         reward = 0.0
         for _ in range(self._settings.frame_skip):
             try:
                 timestep = self._env.step(action)
             except PhysicsError as error:
-                # No reason to lose a run of many hours: begin the next episode.
+                # The next episode begins, because a run of many hours must not end here.
                 _log.warning("%s: the simulation diverged: %s", self._settings.task, error)
                 return reward, True
             reward += timestep.reward
@@ -113,13 +113,13 @@ class Environment:
         return reward, False
 
     def observe(self) -> np.ndarray:
-        """What the agent sees now: (D,) float32 or (H, W, 3) uint8."""
+        """The agent's observation: (O,) float32 or (height, width, 3) uint8."""
         if self._camera is not None:
             return self._camera.render()
         return self._observations["observations"].astype(np.float32)
 
     def close(self) -> None:
-        """Free the simulation and what it draws with."""
+        """Free the simulation and its OpenGL context."""
         self._env.physics.free()
 
 
@@ -130,17 +130,20 @@ class Group:
         self._envs: list[Environment] = []
 
     def make(self, settings: Settings, seeds: list[int]) -> Spaces:
-        """Make one environment per seed; returns the spaces of each."""
+        """Make one environment per seed; returns the spaces of a single environment."""
         self._envs = [Environment(settings, seed) for seed in seeds]
         return self._envs[0].spaces
 
     def begin(self, numbers: list[int]) -> np.ndarray:
-        """Begin the episodes of those numbers; returns the first observations (n, ...)."""
+        """Begin the episodes ``numbers``; returns the first observations (n, ...)."""
         return self.play(numbers, [np.empty((0,))] * len(numbers))
 
     def play(self, numbers: list[int], actions: list[np.ndarray]) -> np.ndarray:
-        """Begin the episodes of those numbers and take ``actions`` (steps, A) in each; returns the
-        observations (n, ...) that follow."""
+        """Begin the episodes ``numbers`` and take the actions (steps, A) of each.
+
+        Returns:
+            the observations (n, ...) after the last action.
+        """
         for env, number, taken in zip(self._envs, numbers, actions, strict=True):
             env.begin(number)
             for action in taken:
@@ -161,6 +164,6 @@ class Group:
         return np.stack([env.observe() for env in self._envs])
 
     def close(self) -> None:
-        """Free all of them."""
+        """Free all environments."""
         for env in self._envs:
             env.close()

@@ -1,7 +1,7 @@
-"""Objects that hold environments, in processes of their own.
+"""Worker processes, each of which holds an object with environments.
 
-A method is called in two halves: ``send`` starts the call and ``receive`` waits for its result, so
-that several workers compute at once while the caller does something else::
+A method call has two halves: ``send`` starts the call and ``receive`` waits for its result. Several
+workers can therefore compute at the same time while the caller does something else::
 
     workers = [Worker("package.module:Factory", os.environ) for _ in range(2)]
     for worker in workers:
@@ -9,12 +9,13 @@ that several workers compute at once while the caller does something else::
     results = [worker.receive() for worker in workers]
     stop(workers)
 
-The worker calls ``Factory()``; should that fail, the first ``receive`` says so. When it leaves it
-calls the object's ``close()``. :class:`InProcess` has the same methods and needs no process.
+The worker calls ``Factory()``; if that fails, the first ``receive`` raises the error. Before the
+worker exits, it calls the object's ``close()``. :class:`InProcess` has the same methods without a
+process.
 
-A worker imports the factory's module and nothing else: unlike a process that multiprocessing
-spawns it does not run the caller's main script, which would load torch in each of them and fail
-where the script has no main guard. For the same reason this module imports no torch.
+A worker imports only the factory's module. A process that multiprocessing spawns would also run the
+caller's main script. It would load torch in each worker, and it would fail for a script without a
+main guard. For the same reason, this module does not import torch.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ _SEND_FIRST = "nothing to receive: there was no send before it"
 
 
 class WorkerDiedError(UserError):
-    """A worker's process is gone."""
+    """A worker's process has died."""
 
 
 class InProcess:
-    """Calls the methods of an object of the calling process as a :class:`Worker` would.
+    """The interface of :class:`Worker` for an object in the calling process.
 
-    A call runs in ``receive``, so that what was queued on a GPU after ``send`` goes on meanwhile.
+    A call runs in ``receive``, so that a GPU can compute what was queued after ``send``.
     """
 
     def __init__(self, target: Any) -> None:
@@ -59,16 +60,16 @@ class InProcess:
         self._call = methodcaller(method, *arguments)
 
     def receive(self) -> Any:
-        """Make the call; raises what it raises."""
+        """Make the call and return its result; its exceptions pass through."""
         if self._call is None:
             raise RuntimeError(_SEND_FIRST)
         call, self._call = self._call, None
         return call(self.target)
 
 
-# The parent's sys.path comes before any import but sys's: a worker finds what the parent finds.
-# Batch systems signal every process of a job. To answer is the parent's part: a worker that died of
-# it would cost the run its episodes, just before the checkpoint.
+# The parent's sys.path is set before all other imports, so a worker finds the same modules.
+# Batch systems signal every process of a job. The parent answers; a worker that died of the signal
+# would cost the run its episodes just before the checkpoint.
 _MAIN = """\
 import sys, _signal
 for number in (_signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2):
@@ -80,13 +81,13 @@ _serve({descriptor}, {factory!r})
 
 
 class Worker:
-    """The caller's end of a process that holds an object.
+    """The caller's end of a worker process.
 
-    It leaves when :func:`stop` asks it to, and by itself when this object or the calling process
-    is gone, however that ended.
+    The process exits when :func:`stop` is called, when this object is deleted, and when the calling
+    process ends, for whatever reason.
 
     Args:
-        factory: ``package.module:name`` of what returns the object when called without arguments.
+        factory: ``package.module:name`` of a function without arguments that returns the object.
         environ: the environment variables of the process.
     """
 
@@ -98,9 +99,9 @@ class Worker:
             pass_fds=(child.fileno(),),
             env=environ,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
+            start_new_session=True,  # only the parent handles Ctrl-C
         )
-        child.close()  # the worker has the only copy left, so its death is an end of file here
+        child.close()  # the worker has the only copy now, so its death is an end of file here
         self._called = False
 
     def send(self, method: str, *arguments: Any) -> None:
@@ -108,7 +109,7 @@ class Worker:
 
         Raises:
             WorkerDiedError: the process has died.
-            RuntimeError: the result of the call before has not been received.
+            RuntimeError: the result of the previous call has not been received.
         """
         if self._called:
             raise RuntimeError(_RECEIVE_FIRST)
@@ -123,9 +124,9 @@ class Worker:
 
         Raises:
             WorkerDiedError: the process has died.
-            UserError: the call raised one.
-            RuntimeError: the call raised something else, and this holds its traceback; or there
-                was no call.
+            UserError: the call raised a UserError.
+            RuntimeError: the call raised another exception, whose traceback is in the message; or
+                there was no call.
         """
         if not self._called:
             raise RuntimeError(_SEND_FIRST)
@@ -145,9 +146,9 @@ class Worker:
 
 
 def stop(workers: Sequence[Worker]) -> None:
-    """Let the processes finish the call at hand and leave; harmless when repeated.
+    """Stop the processes after their current call; it may be called again.
 
-    All close at the same time. One that has not left after 10 s is killed.
+    All of them stop at the same time. One that is still running after 10 s is killed.
     """
     for worker in workers:
         worker.pipe.close()
@@ -160,19 +161,19 @@ def stop(workers: Sequence[Worker]) -> None:
 
 
 def exit_reason(returncode: int) -> str:
-    """Why a process ended, from ``subprocess``'s return code: ``killed by SIGKILL``."""
+    """Why a process ended, from ``subprocess``'s return code, such as ``killed by SIGKILL``."""
     if returncode < 0:
         return f"killed by {signal.Signals(-returncode).name}"
     return f"exit status {returncode}"
 
 
 def available_cpus() -> int:
-    """The CPUs this process may use: containers and batch systems often grant fewer than all."""
+    """The number of CPUs that this process may use; containers often grant fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _serve(descriptor: int, factory: str) -> None:
-    """A worker's main loop: answer calls until the parent closes the pipe, or dies."""
+    """A worker's main loop: answer calls until the parent closes the pipe or dies."""
     pipe = Connection(descriptor)
     failure, target = _answer(lambda name: pkgutil.resolve_name(name)(), factory)
     with contextlib.suppress(EOFError, OSError):
@@ -181,11 +182,11 @@ def _serve(descriptor: int, factory: str) -> None:
             call = methodcaller(method, *arguments)
             pipe.send((failure, target) if failure else _answer(call, target))
     if not failure:
-        target.close()  # at the interpreter's shutdown not everything can be freed any more
+        target.close()  # some objects cannot be freed during the interpreter's shutdown
 
 
 def _answer(call: Callable[[Any], Any], argument: Any) -> tuple[type[Exception] | None, Any]:
-    """Returns no error and the result, or the error to raise in the parent and its text."""
+    """None and the result of the call, or the error to raise in the parent and its text."""
     try:
         return None, call(argument)
     except UserError as error:

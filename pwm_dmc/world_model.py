@@ -1,12 +1,40 @@
-"""The DMC world model: pixels or proprioception in and out, continuous actions."""
+"""The DMC world model, which encodes and decodes images or vectors and takes continuous actions."""
 
 from __future__ import annotations
 
-from pwm_core.config import Config
+from torch import Tensor, nn
+
+from pwm_core.config import Config, Models
 from pwm_core.envs import VectorEnv
-from pwm_core.models.networks import ImageCodec, VectorCodec
+from pwm_core.models.networks import ImageCodec, mlp
 from pwm_core.models.world_model import WorldModel
 from pwm_dmc.actor_critic import make_policy
+
+
+class VectorCodec:
+    """MLPs that encode and decode proprioceptive vectors."""
+
+    def __init__(self, models: Models, obs_size: int) -> None:
+        config = models.WorldModel
+        units, layers = config.MLPUnits, config.MLPLayers
+        self.features = units
+        self.encoder = mlp(obs_size, units, layers, models.Act)
+        latent_width = models.Stoch * models.Discrete
+        self.decoder = nn.Sequential(
+            *mlp(latent_width, units, layers, models.Act), nn.Linear(units, obs_size)
+        )
+
+    def prepare(self, obs: Tensor) -> Tensor:
+        """(N, O) -> (N, O) float32."""
+        return obs.float()
+
+    def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
+        """Half the squared error, summed over the vector: (N,) float32."""
+        return 0.5 * (decoded.float() - prepared).square().sum(dim=-1)
+
+    def frames(self, prepared: Tensor) -> None:
+        """None, because a vector is no picture."""
+        return None
 
 
 def make_world_model(config: Config, env: VectorEnv) -> WorldModel:

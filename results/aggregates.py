@@ -48,7 +48,7 @@ def seeded(seed: int = 0) -> Iterator[None]:
 
 
 def make_matrix(scores: dict[str, dict[int, float]], label: str, problems: list[str]) -> Matrix:
-    """Seed by seed what :func:`results.scores.counted` gives, normalised already.
+    """Seed by seed what :func:`results.settings.Result.values` gives, normalised already.
 
     The bootstrap needs as many runs of every task: where seeds are missing, those that all tasks
     have are kept, or else as many of the first as all have. What is left out is said.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pwm_core.runs.plot import read_metrics
-from results.names import config_name
-from results.published import task_key
-from results.scores import Conditions, protocol_of
+from pwm_core.domain import find_domain
+from pwm_core.errors import UserError
+from pwm_core.plot import read_metrics
+from results.scores import SEPARATOR, Conditions, conditions_of
 
 POINTS = 40
 """Windows of equal length that a curve is averaged over."""
@@ -37,11 +38,6 @@ class Curve:
     frames: np.ndarray
     returns: np.ndarray
 
-    @property
-    def key(self) -> tuple[str, Conditions]:
-        """Curves of one key differ in the seed alone."""
-        return self.task, self.conditions
-
 
 def read_curves(scores: Path, runs: Path, problems: list[str]) -> list[Curve]:
     """Of the run folders in ``runs`` and of ``<run>.metrics.jsonl`` in ``scores``, by run.
@@ -59,8 +55,13 @@ def read_curves(scores: Path, runs: Path, problems: list[str]) -> list[Curve]:
 
 
 def _beside_scores(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is known of a run from its score file's JSON."""
-    about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    """What is known of a run from the JSON of one of its score files."""
+    files = [
+        folder / f"{name}.json",
+        *sorted(folder.glob(f"{glob.escape(name + SEPARATOR)}*.json")),
+    ]
+    path = next((path for path in files if path.exists()), files[0])
+    about = json.loads(path.read_text(encoding="utf-8"))
     return about["training"], about["config"]
 
 
@@ -74,13 +75,9 @@ def _read(name: str, path: Path, read_about: Any, problems: list[str]) -> Curve 
     try:
         about, config = read_about()
         task, skip = about["task"], config["BasicSettings"]["FrameSkip"]
-        conditions = Conditions(
-            about["domain"],
-            protocol_of({**about["protocol"], "frame_skip": skip}),
-            config_name(about["domain"], config),
-        )
-        seed = about["seed"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        conditions = conditions_of(about, about["protocol"], config)
+        short, seed = find_domain(about["domain"]).benchmark.short_name(task), int(about["seed"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, UserError) as error:
         problems.append(f"{path}: no curve: what is beside it does not tell the run: {error}")
         return None
     key = f"Rollout/{task}_reward"
@@ -90,15 +87,20 @@ def _read(name: str, path: Path, read_about: Any, problems: list[str]) -> Curve 
         return None
     frames = np.array([record["step"] * skip for record in records], float)
     returns = np.array([record[key] for record in records], float)
-    return Curve(name, task_key(task), seed, conditions, frames, returns)
+    return Curve(name, short, seed, conditions, frames, returns)
 
 
-def by_task(curves: list[Curve], benchmark: str) -> dict[str, dict[Conditions, list[Curve]]]:
-    """Of one benchmark: task -> conditions -> the seeds' curves."""
+def by_task(curves: list[Curve], problems: list[str]) -> dict[str, dict[Conditions, list[Curve]]]:
+    """Task -> conditions -> the seeds' curves, one run of each seed: the first by name."""
     found: dict[str, dict[Conditions, list[Curve]]] = defaultdict(lambda: defaultdict(list))
-    for curve in sorted(curves, key=lambda c: (c.task, c.conditions, c.seed)):
-        if curve.conditions.benchmark == benchmark:
-            found[curve.task][curve.conditions].append(curve)
+    for curve in sorted(curves, key=lambda c: (c.task, c.conditions, c.seed, c.run)):
+        seeds = found[curve.task][curve.conditions]
+        if seeds and seeds[-1].seed == curve.seed:
+            problems.append(
+                f"{curve.run}: no curve: {seeds[-1].run} has the same task, setting and seed"
+            )
+        else:
+            seeds.append(curve)
     return {task: dict(groups) for task, groups in found.items()}
 
 

@@ -1,164 +1,195 @@
-"""The report's figures: matplotlib and rliable's own plots."""
+"""The report's figures: the headline and the aggregates. See :mod:`results.curve_figure` too."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
+from pwm_core.domain import find_domain
 from results.aggregates import METRICS
-from results.curves import Curve, over_seeds
-from results.published import UNITS
-from results.scores import Conditions, Score
-from results.tables import SCORE
+from results.headline import main_settings, random_scores
+from results.panels import Findings, Panel
+from results.settings import Result
+from results.shown import counts
+from results.style import GREY, INK, MARKERS, PAPER
 
-matplotlib.use("Agg")
-COLOURS = pyplot.get_cmap("tab10").colors
-WIDTH = 3
-"""Panels beside each other."""
-FEW = 30
-"""Episodes below which each is a dot: a line of one point cannot be seen."""
+FAR = 3.0
+"""Normalised scores beyond which the axis is logarithmic."""
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write ``path``.png and ``path``.pdf."""
-    written = [path.with_suffix(".png"), path.with_suffix(".pdf")]
-    figure.savefig(written[0], dpi=150, bbox_inches="tight")
-    # Without dates, so that the same results make the same file.
-    figure.savefig(written[1], bbox_inches="tight", metadata={"CreationDate": None})
-    pyplot.close(figure)
-    return written
+class Method(NamedTuple):
+    """A published method in the figures: its label, marker and normalised or plain scores."""
+
+    label: str
+    marker: str
+    scores: pd.Series
 
 
-def draw_curves(
-    curves: dict[str, dict[Conditions, list[Curve]]],
-    scores: list[Score],
-    benchmark: str,
-    references: pd.DataFrame,
-) -> Figure:
-    """One panel per task: mean over seeds of training episodes' returns, shaded from the least to
-    the most of a seed, every seed a thin line; diamonds are evaluations of checkpoints."""
-    conditions = sorted({c for groups in curves.values() for c in groups})
-    colours = {c: COLOURS[i % len(COLOURS)] for i, c in enumerate(conditions)}
-    rows = -(-len(curves) // WIDTH)
-    columns = min(WIDTH, len(curves))
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(4.6 * columns, 3.4 * rows), squeeze=False, layout="constrained"
+def drawn_methods(panel: Panel, findings: Findings) -> Iterator[Method]:
+    """The methods that the published tables want drawn, each with a marker."""
+    found = [(table, method) for table in panel.tables for method in table.headline]
+    for (table, method), marker in zip(found, MARKERS, strict=False):
+        scores = scaled(panel, findings, table.scores[method])
+        yield Method(table.label(method), marker, scores.reindex(panel.tasks))
+
+
+def scaled(panel: Panel, findings: Findings, scores: pd.Series) -> pd.Series:
+    """Scores that share an axis: as they are where tasks have one scale, else normalised."""
+    if find_domain(panel.benchmark).benchmark.full_score is not None:
+        return scores
+    return pd.Series(
+        {task: findings.normalise(panel.benchmark, task, value) for task, value in scores.items()},
+        dtype=float,
     )
-    for axis, (task, groups) in zip(axes.flat, curves.items(), strict=False):
-        for condition, seeds in groups.items():
-            runs = {curve.run for curve in seeds}
-            evaluated = [score for score in scores if score.run in runs]
-            _draw_curve(axis, seeds, evaluated, colours[condition])
-        _draw_references(axis, task, references)
-        axis.set(title=task, xlabel="frames", ylabel=SCORE[benchmark])
-        axis.set_xlim(0, 1.04 * axis.dataLim.x1)
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.grid(alpha=0.25)
-    for axis in axes.flat[len(curves) :]:
-        axis.set_axis_off()
-    handles = [
-        pyplot.Line2D([], [], color=colours[c], lw=2, label=f"{c.config}; {c.protocol_label}")
-        for c in conditions
-    ]
-    handles.append(pyplot.Line2D([], [], color="0.3", ls="", marker="D", ms=5, label="evaluation"))
-    figure.legend(handles=handles, loc="outside lower center", fontsize=8)
+
+
+def axis_name(panel: Panel, findings: Findings) -> str:
+    """What :func:`scaled` gives."""
+    domain = find_domain(panel.benchmark).benchmark
+    if domain.full_score is not None:
+        return f"{domain.score_name} (at most {domain.full_score:g})"
+    return findings.normalise.unit(panel.benchmark)
+
+
+def draw_headline(panel: Panel, findings: Findings) -> Figure:
+    """A row per task, their mean above them: ours with every seed, random play, published work."""
+    tasks = panel.tasks
+    settings = main_settings(panel)
+    rows = len(tasks) + (len(tasks) > 1)
+    figure, axis = pyplot.subplots(figsize=(10.8, 1.25 + 0.34 * rows), layout="constrained")
+    places = dict(zip(tasks, range(len(tasks)), strict=True))
+    _mark(axis, places, scaled(panel, findings, random_scores(panel, findings)),
+          marker="|", ms=13, color=GREY, mew=2, label="random play")  # fmt: skip
+    for i, method in enumerate(drawn_methods(panel, findings)):
+        fill = GREY if i == 0 else "none"
+        _mark(axis, places, method.scores, marker=method.marker, ms=6.5, color=GREY, mfc=fill,
+              mew=1.2, label=f"{method.label}, published")  # fmt: skip
+    for i, conditions in enumerate(settings):
+        shift = (i - (len(settings) - 1) / 2) * 0.3
+        results = panel.results[conditions]
+        seeds = counts({len(r.values) for r in results.values()}, "seed")
+        _draw_ours(axis, panel, findings, results, shift, findings.colours[conditions],
+                   f"ours: {findings.names[conditions]} ({seeds})", places)  # fmt: skip
+    if rows > len(tasks):
+        axis.axhline(-0.5, color=GREY, lw=0.8)
+        places = {f"mean, {len(tasks)} tasks": -1} | places
+    axis.set_yticks(list(places.values()), list(places))
+    axis.set_ylim(len(tasks) - 0.4, min(places.values()) - 0.6)
+    axis.set_xlabel(axis_name(panel, findings))
+    axis.grid(axis="x")
+    if find_domain(panel.benchmark).benchmark.full_score is None and axis.dataLim.x1 > FAR:
+        axis.set_xscale("symlog", linthresh=1)
+    handles, labels = axis.get_legend_handles_labels()
+    ours = len(settings)  # drawn last, named first
+    figure.legend(
+        handles[-ours:] + handles[:-ours], labels[-ours:] + labels[:-ours],
+        loc="outside right upper",
+    )  # fmt: skip
     return figure
 
 
-def _draw_curve(axis: Axes, seeds: list[Curve], scores: list[Score], colour: tuple) -> None:
-    """The curves of one task and condition, and its evaluations."""
-    for curve in seeds:
-        marker = "." if len(curve.frames) < FEW else None
-        axis.plot(curve.frames, curve.returns, marker=marker, color=colour, lw=0.6, alpha=0.35)
-    frames, mean, least, most = over_seeds(seeds)
-    axis.plot(frames, mean, color=colour, lw=2)
-    axis.fill_between(frames, least, most, color=colour, alpha=0.2, lw=0)
-    points = sorted({row.frames for score in scores for row in score.rows})
-    for frame in points:
-        values = [row.mean for score in scores for row in score.rows if row.frames == frame]
-        centre = float(np.mean(values))
-        bounds = [[centre - min(values)], [max(values) - centre]]
-        axis.errorbar(frame, centre, bounds, fmt="D", ms=5, color=colour, mec="k", capsize=3)
+def _mark(axis: Axes, places: dict[str, int], scores: pd.Series, **style: object) -> None:
+    """One marker a task, and one for the mean where the method has all of several tasks."""
+    known = scores.reindex(list(places)).dropna()
+    x, y = list(known), [places[task] for task in known.index]
+    if len(known) == len(places) > 1:
+        x, y = [known.mean(), *x], [-1, *y]
+    axis.plot(x, y, ls="", **style)
 
 
-def _draw_references(axis: Axes, task: str, references: pd.DataFrame) -> None:
-    """Random play and human score, where they are known and not far off what is drawn."""
-    if task not in references.index:
-        return
-    low, high = axis.get_ylim()
-    for name, style in (("Random", ":"), ("Human", "--")):
-        value = references.loc[task, name]
-        if not low - (high - low) < value < high + (high - low):
-            continue
-        axis.axhline(value, color="0.4", lw=1, ls=style)
-        across = axis.get_yaxis_transform()  # x as a share of the panel, y as a score
-        axis.text(0.99, value, name.lower(), transform=across, ha="right", va="bottom", fontsize=7)
+def _draw_ours(
+    axis: Axes,
+    panel: Panel,
+    findings: Findings,
+    results: dict[str, Result],
+    shift: float,
+    colour: str,
+    label: str,
+    places: dict[str, int],
+) -> None:
+    """The mean as a large dot, every seed as a small one, a line from the lowest to the highest."""
+    means = {}
+    for task, result in results.items():
+        values = scaled_values(panel, findings, task, list(result.values.values()))
+        means[task], y = float(np.mean(values)), places[task] + shift
+        axis.plot([min(values), max(values)], [y, y], color=colour, lw=2, alpha=0.6)
+        axis.plot(values, [y] * len(values), ls="", marker=".", ms=6, color=colour)
+    x, y = list(means.values()), [places[task] + shift for task in means]
+    if len(means) == len(places) > 1:
+        x, y = [float(np.mean(x)), *x], [-1 + shift, *y]
+    axis.plot(x, y, ls="", marker="o", ms=9, color=colour, mec=PAPER, mew=1, label=label, zorder=5)
 
 
-def draw_intervals(found: pd.DataFrame, benchmark: str) -> Figure:
-    """Aggregates with 95 % intervals, one panel per metric, one row per setting."""
+def scaled_values(panel: Panel, findings: Findings, task: str, values: list[float]) -> list[float]:
+    """As :func:`scaled`, of one task."""
+    if find_domain(panel.benchmark).benchmark.full_score is not None:
+        return values
+    return [float(findings.normalise(panel.benchmark, task, value)) for value in values]
+
+
+def draw_aggregates(
+    found: pd.DataFrame, others: pd.DataFrame, colours: dict[str, str], unit: str
+) -> Figure:
+    """One panel per metric, one row per setting with its 95 % interval, then the other methods,
+    which have a mean and a median alone."""
     settings = list(dict.fromkeys(found["setting"]))
+    names = [*settings, *others.method]
     figure, axes = pyplot.subplots(
-        1,
-        len(METRICS),
-        figsize=(3 * len(METRICS), 1.3 + 0.4 * len(settings)),
-        sharey=True,
-        layout="constrained",
+        1, len(METRICS), figsize=(10.8, 1.1 + 0.27 * len(names)), sharey=True, layout="constrained"
     )
     for axis, metric in zip(axes, METRICS, strict=True):
         for i, setting in enumerate(settings):
             part = found[(found["setting"] == setting) & (found["metric"] == metric)].iloc[0]
-            colour = COLOURS[i % len(COLOURS)]
-            axis.barh(i, part.high - part.low, 0.6, left=part.low, color=colour, alpha=0.7)
-            axis.plot([part.value] * 2, [i - 0.3, i + 0.3], color="k", lw=1.5)
+            axis.plot([part.low, part.high], [i, i], color=colours[setting], lw=7, alpha=0.45,
+                      solid_capstyle="butt")  # fmt: skip
+            axis.plot(part.value, i, "o", ms=7, color=colours[setting], mec=PAPER)
+        if metric in others:
+            y = np.arange(len(others)) + len(settings)
+            axis.plot(others[metric], y, "D", ms=5, color=GREY)
         better = "lower" if metric == "optimality gap" else "higher"
-        axis.set_title(f"{metric} ({better} is better)", fontsize=10)
-        axis.set_yticks(range(len(settings)), settings)
-        axis.set_ylim(len(settings) - 0.5, -0.5)
-        axis.grid(axis="x", alpha=0.25)
-        axis.set_xlabel(UNITS[benchmark])
-        axis.use_sticky_edges = False  # bars otherwise begin at the very edge
-        axis.margins(x=0.08)
+        axis.set_title(f"{metric} ({better} is better)")
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.grid(axis="x")
+        axis.margins(x=0.1)
         axis.xaxis.set_major_locator(MaxNLocator(4))
-    axes[0].set_ylabel("setting")
+    figure.supxlabel(unit, fontsize=9)
     return figure
 
 
-def draw_profiles(found: pd.DataFrame, benchmark: str) -> Figure:
+def draw_profiles(found: pd.DataFrame, colours: dict[str, str], unit: str) -> Figure:
     """Performance profiles with 95 % bands."""
-    figure, axis = pyplot.subplots(figsize=(6, 3.8), layout="constrained")
-    for i, (setting, part) in enumerate(found.groupby("setting", sort=False)):
-        colour = COLOURS[i % len(COLOURS)]
-        axis.step(part["score"], part["fraction"], color=colour, lw=2, label=f"setting {setting}")
+    figure, axis = pyplot.subplots(figsize=(9, 3.4), layout="constrained")
+    for setting, part in found.groupby("setting", sort=False):
+        colour = colours[setting]
+        axis.step(part["score"], part["fraction"], color=colour, lw=2, label=setting)
         axis.fill_between(
             part["score"], part["low"], part["high"], step="pre", color=colour, alpha=0.2, lw=0
         )
     axis.set(
-        xlabel=f"{UNITS[benchmark]} $\\tau$",
-        ylabel="fraction of runs with a score above $\\tau$",
-        ylim=(-0.02, 1.02),
-    )
-    axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
+        xlabel=f"{unit}, threshold", ylabel="share of runs above it", ylim=(-0.02, 1.02),
+    )  # fmt: skip
+    axis.grid()
+    figure.legend(loc="outside right upper")
     return figure
 
 
 def draw_improvement(found: pd.DataFrame) -> Figure:
     """Probability of improvement with 95 % intervals, one row per pair."""
-    figure, axis = pyplot.subplots(figsize=(7, 1.2 + 0.35 * len(found)), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(9, 1 + 0.3 * len(found)), layout="constrained")
     for i, row in enumerate(found.itertuples()):
-        axis.barh(i, row.high - row.low, 0.6, left=row.low, color=COLOURS[0], alpha=0.7)
-        axis.plot([row.value] * 2, [i - 0.3, i + 0.3], color="k", lw=1.5)
-    axis.axvline(0.5, color="0.4", ls="--", lw=1)
+        axis.plot([row.low, row.high], [i, i], color=GREY, lw=7, alpha=0.5, solid_capstyle="butt")
+        axis.plot(row.value, i, "o", ms=7, color=INK)
+    axis.axvline(0.5, color=GREY, ls="--", lw=1)
     axis.set_yticks(range(len(found)), [f"{r.x} over {r.y}" for r in found.itertuples()])
     axis.set(xlim=(-0.02, 1.02), ylim=(len(found) - 0.5, -0.5))
     axis.set_xlabel("probability that a run of X scores above Y, mean over tasks")
-    axis.grid(axis="x", alpha=0.25)
+    axis.grid(axis="x")
     return figure

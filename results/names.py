@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
-from pwm_core.config import REPOSITORY
-from pwm_core.config_file import load_config
+import numpy as np
+
+from pwm_core.config_file import leaves, load_config
+from pwm_core.paths import CONFIG_ROOT
 
 IGNORED = (
     "Task",
@@ -30,17 +32,14 @@ IGNORED = (
     "Models.Agent.ReturnScan",
 )
 """Keys in which runs of one config may differ."""
-MOST_SHOWN = 3
-"""Changes of a config that are named; beyond that they are counted."""
+STEPS, BUFFER = "JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength"
+MOST_SHOWN = 2
+"""Changes of a config that are named; of one with more, a short hash is."""
 
 
-def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(``Section.Key``, value) of what tells configs apart."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        elif prefix + key not in IGNORED:
-            yield prefix + key, value
+def telling(config: dict[str, Any]) -> dict[str, Any]:
+    """``Section.Key`` -> value of the keys that tell configs apart."""
+    return {key: value for key, value in leaves(config).items() if key not in IGNORED}
 
 
 @functools.cache
@@ -48,31 +47,67 @@ def _known(domain: str) -> dict[str, dict[str, Any]]:
     """The config files of a domain: name -> its keys and values."""
     defaults = f"config_files/{domain}.yaml"
     return {
-        path.stem: dict(leaves(load_config(path, defaults=defaults).model_dump(mode="json")))
-        for path in sorted((REPOSITORY / "config_files").glob(f"{domain}*.yaml"))
+        path.stem: _comparable(load_config(path, defaults=defaults).model_dump(mode="json"))
+        for path in sorted((CONFIG_ROOT / "config_files").glob(f"{domain}*.yaml"))
     }
 
 
-def config_name(domain: str, config: dict[str, Any]) -> str:
-    """The config file that ``config`` was made from, and what was changed in it.
+class ConfigName(NamedTuple):
+    """A config, to read.
+
+    Attributes:
+        short: such as ``tiny`` or ``tiny, entropy 3e-3``.
+        changes: what differs from the config file, one line each.
+    """
+
+    short: str
+    changes: tuple[str, ...]
+
+
+def config_name(domain: str, config: dict[str, Any]) -> ConfigName:
+    """Names the config file that ``config`` was made from, and what was changed in it.
 
     Keys that only one of the two has (a run of another version) are not compared.
     """
-    own = dict(leaves(config))
+    own = _comparable(config)
     changed = {
         name: [key for key in own if key in known and own[key] != known[key]]
         for name, known in _known(domain).items()
     }
     if not changed:
-        return "config " + _digest(own)
+        return ConfigName(f"config {_digest(own)}", ())
     name = min(changed, key=lambda known: len(changed[known]))
-    changes = [f"{key.rpartition('.')[2]}={own[key]}" for key in changed[name]]
-    if not changes:
-        return name
-    if len(changes) <= MOST_SHOWN:
-        return f"{name} with {', '.join(changes)}"
-    return f"{name} with {len(changes)} changes ({_digest(own)})"
+    keys, known = changed[name], _known(domain)[name]
+    lines = tuple(f"{key} {own[key]} (in {name}.yaml: {known[key]})" for key in keys)
+    parts = [name.removeprefix(domain).strip("_") or "full"]
+    if len(keys) > MOST_SHOWN:
+        parts.append(f"variant {_digest({key: own[key] for key in keys})}")
+    else:
+        parts += [f"{_words(key)} {_number(own[key])}" for key in keys]
+    return ConfigName(", ".join(parts), lines)
 
 
-def _digest(leaves: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:6]
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of a config; the replay's length matters where it is shorter than the run."""
+    own = telling(config)
+    steps = own.pop(STEPS, None)
+    if steps is not None and own.get(BUFFER, 0) >= steps:
+        own[BUFFER] = "whole run"
+    return own
+
+
+def _words(key: str) -> str:
+    """``Models.Agent.EntropyCoef`` -> ``entropy``; ``AgentUpdate`` -> ``agent update``."""
+    key = key.rpartition(".")[2].removesuffix("Coef")
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower()
+
+
+def _number(value: Any) -> str:
+    """``0.003`` -> ``3e-3``; what is no small number as it is."""
+    if isinstance(value, float) and 0 < abs(value) < 0.01:
+        return np.format_float_scientific(value, trim="-", exp_digits=1)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _digest(keys: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:4]

@@ -10,6 +10,7 @@ import pydantic
 import yaml
 
 from pwm_core.config import REPOSITORY
+from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
 
 FOLDER = REPOSITORY / "eval_result" / "published"
@@ -29,6 +30,7 @@ class Column(_Model):
         same: settings of our own protocols that it shares.
         runs: seeds per task, where known.
         printed: aggregates as its authors print them.
+        label: what the report calls it, where that is not the column's name.
     """
 
     source: str
@@ -36,11 +38,17 @@ class Column(_Model):
     same: dict[str, Any] = {}
     runs: int | None = None
     printed: dict[str, float] = {}
+    label: str = ""
 
 
 class _About(_Model):
     benchmark: str
     unit: str
+    title: str
+    only: dict[str, Any] = {}
+    panel: str = ""
+    headline: list[str] = []
+    normalised: str = ""
     columns: dict[str, Column]
 
 
@@ -54,6 +62,11 @@ class Table:
         scores: tasks x methods, NaN where nothing was published; references are left out.
         references: tasks x those of :data:`REFERENCES` that the table has.
         columns: by method.
+        title: where the numbers are from, in a few words.
+        only: settings of our protocols that runs must have to stand beside this table.
+        panel: what those settings are called in a heading.
+        headline: the methods drawn in figures; the first also as a line in learning curves.
+        normalised: what a score is called when it is normalised with the references.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,40 +82,57 @@ class Table:
         if set(table.columns) != set(about.columns):
             odd = ", ".join(sorted(set(table.columns) ^ set(about.columns)))
             raise UserError(f"{path} and its YAML do not describe the same columns: {odd}")
-        self.benchmark, self.unit = about.benchmark, about.unit
+        self.benchmark, self.unit, self.title = about.benchmark, about.unit, about.title
+        self.only, self.panel, self.normalised = about.only, about.panel, about.normalised
+        self.headline = about.headline
         found = [name for name in REFERENCES if name in table]
         self.references, self.scores = table[found], table.drop(columns=found)
         self.columns = about.columns
 
+    def label(self, method: str) -> str:
+        """What the report calls a method."""
+        return self.columns[method].label or method
+
 
 def read_published(folder: Path = FOLDER) -> list[Table]:
-    """All published tables, by name."""
-    return [Table(path) for path in sorted(folder.glob("*.csv")) if path.stem != "training_time"]
+    """All published tables; those with more methods in the figures first."""
+    paths = [path for path in sorted(folder.glob("*.csv")) if path.stem != "training_time"]
+    return sorted(map(Table, paths), key=lambda table: (table.benchmark, -len(table.headline)))
 
 
 def training_times(folder: Path = FOLDER) -> pd.DataFrame:
-    """Published training times on Atari 100k: method, time, device, source."""
+    """Published training times: benchmark, method, time, device, source."""
     return pd.read_csv(folder / "training_time.csv")
 
 
-UNITS = {"atari": "human-normalised score", "dmc": "return / 1000"}
-"""What :class:`Normaliser` gives."""
-
-
 class Normaliser:
-    """Scores that compare across tasks: human-normalised on Atari, of the most possible on DMC."""
+    """Scores that compare across tasks: between random and human play where a published table has
+    both references, of the most possible where the domain says what that is."""
 
     def __init__(self, tables: list[Table]) -> None:
-        references = [t.references for t in tables if len(t.references.columns) == len(REFERENCES)]
-        self._references = pd.concat(references) if references else pd.DataFrame()
+        self._references: dict[str, pd.DataFrame] = {}
+        self._units: dict[str, str] = {}
+        for table in tables:
+            if len(table.references.columns) == len(REFERENCES):
+                self._references[table.benchmark] = table.references
+                self._units[table.benchmark] = table.normalised or "normalised score"
+
+    def unit(self, benchmark: str) -> str:
+        """What a normalised score is called."""
+        domain = find_domain(benchmark)
+        if domain.benchmark.full_score is not None:
+            return f"{domain.benchmark.score_name} / {domain.benchmark.full_score:g}"
+        return self._units.get(benchmark, "normalised score")
 
     def __call__(self, benchmark: str, task: str, score: Any) -> Any:
-        """``score`` (a number or an array) of one task; NaN for a game without references."""
-        if benchmark == "dmc":
-            return score / 1000
-        if task not in self._references.index:
+        """``score`` (a number or an array) of one task; NaN where references are not known."""
+        full = find_domain(benchmark).benchmark.full_score
+        if full is not None:
+            return score / full
+        references = self._references.get(benchmark)
+        if references is None or task not in references.index:
             return score * float("nan")
-        random, human = self._references.loc[task, list(REFERENCES)]
+        random, human = references.loc[task, list(REFERENCES)]
         return (score - random) / (human - random)
 
     def table(self, table: Table) -> pd.DataFrame:
@@ -111,8 +141,44 @@ class Normaliser:
         return pd.DataFrame(rows).T.reindex(table.scores.index)
 
 
-def task_key(task: str) -> str:
-    """A task's name in the published tables: ``ALE/Pong-v5`` -> ``Pong``, ``ball_in_cup_catch`` ->
-    ``cup_catch``."""
-    task = task.removeprefix("ALE/").removesuffix("-v5")
-    return "cup_catch" if task == "ball_in_cup_catch" else task
+class RandomPlay:
+    """What random actions return: measured (``random/<domain>.csv`` of the scores' folder), or else
+    as published."""
+
+    def __init__(self, folder: Path, tables: list[Table], problems: list[str]) -> None:
+        self._measured: dict[str, pd.DataFrame] = {}
+        self._sources: dict[str, str] = {}
+        for path in sorted((folder / "random").glob("*.csv")):
+            try:
+                table = pd.read_csv(path)[["task", "frame_skip", "episodes", "mean"]]
+                self._measured[path.stem] = table.astype({"frame_skip": int, "mean": float})
+                self._sources[path.stem] = (
+                    f"uniform actions, {table.episodes.min()} episodes of each task at the nearest "
+                    "action repeat measured"
+                )
+            except (OSError, ValueError, KeyError) as error:
+                reason = " ".join(str(error).split())
+                problems.append(f"random/{path.name}: random play is left out: {reason}")
+        self._published = [t for t in tables if "Random" in t.references]
+
+    def source(self, benchmark: str) -> str:
+        """How the numbers of a benchmark were made; empty where there are none."""
+        published = (
+            table.columns["Random"].source
+            for table in self._published
+            if table.benchmark == benchmark
+        )
+        return self._sources.get(benchmark) or next(published, "")
+
+    def __call__(self, benchmark: str, task: str, frame_skip: int) -> float:
+        """Mean return of a task at the nearest action repeat measured; NaN where unknown."""
+        if benchmark in self._measured:
+            rows = self._measured[benchmark]
+            rows = rows[rows.task == task]
+            if len(rows):
+                nearest = (rows.frame_skip - frame_skip).abs().argmin()
+                return float(rows["mean"].iloc[nearest])
+        for table in self._published:
+            if table.benchmark == benchmark and task in table.references.index:
+                return float(table.references.loc[task, "Random"])
+        return float("nan")

@@ -2,65 +2,53 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from pwm_core.errors import UserError
-from results import aggregates, figures, tables
-from results.curves import Curve, by_task, read_curves
-from results.published import UNITS, Normaliser, Table, read_published, training_times
-from results.scores import Score, Setting, by_setting, check_groups, read_scores
-from results.videos import Video, find_videos
+from results import aggregates, curve_figure, details, figures, headline
+from results.panels import Findings, Panel
+from results.published import training_times
+from results.scores import Conditions
+from results.shown import Shown
+from results.style import save
+from results.videos import Video, best_run
 
-TITLES = {"atari": "Atari", "dmc": "DeepMind Control"}
+ENOUGH = 10
+"""Runs from which on their distribution is worth a figure."""
+MADE = "files.json"
+"""In the report's folder: what the report wrote there, so that the next one can remove it."""
+
+
+@dataclass
+class Drawn:
+    """A figure: what it shows, its SVG for the page, its PNG for elsewhere."""
+
+    caption: str
+    svg: str
+    png: Path
+    folded: bool = False
+
+
+@dataclass
+class Side:
+    """Videos shown side by side under one heading; ``random`` is an mp4 of random play."""
+
+    title: str
+    videos: list[Video]
+    random: Path | None = None
 
 
 @dataclass
 class Section:
-    """A heading, what to know, tables with captions, figures with captions."""
+    """A heading and what is under it, in order."""
 
     title: str
     text: str = ""
-    tables: list[tuple[str, pd.DataFrame]] = field(default_factory=list)
-    figures: list[tuple[str, Path]] = field(default_factory=list)
-    videos: list[Video] = field(default_factory=list)
-
-
-@dataclass
-class Findings:
-    """What there is to report on.
-
-    Attributes:
-        groups: scores that may be averaged, by setting; ``names`` are the settings' letters.
-        curves: of every run with metrics.
-        videos: the newest of every run.
-        problems: what was left out, is missing or does not compare, a line each.
-    """
-
-    groups: dict[Setting, list[Score]]
-    names: dict[Setting, str]
-    curves: list[Curve]
-    videos: list[Video]
-    problems: list[str]
-
-
-def gather(scores: Path, runs: Path) -> Findings:
-    """Read score files (``eval_result/``) and run folders (``ckpt/``).
-
-    Raises:
-        UserError: there is nothing to report on.
-    """
-    problems: list[str] = []
-    found, curves = read_scores(scores, problems), read_curves(scores, runs, problems)
-    if not found and not curves:
-        why = f": {'; '.join(problems)}" if problems else ""
-        raise UserError(f"no scores in {scores} and no metrics in {runs} to report on{why}")
-    groups = by_setting(found)
-    check_groups(groups, problems)
-    videos = find_videos(scores, runs, problems)
-    return Findings(groups, tables.letters(list(groups)), curves, videos, problems)
+    blocks: list[Shown | Drawn | Side] = field(default_factory=list)
 
 
 class Report:
@@ -68,158 +56,172 @@ class Report:
 
     Args:
         findings: what was read.
-        output: where figures and CSV tables go.
+        output: where figures and CSV tables go; those of an earlier report there are removed.
         reps: bootstrap samples.
+        random_videos: folder with ``<task>.mp4`` of random play.
 
     Attributes:
         sections: in order.
         problems: those of the findings, and what the aggregates had to leave out.
     """
 
-    def __init__(self, findings: Findings, output: Path, reps: int) -> None:
-        self.output, self._reps = output, reps
-        self.problems = list(findings.problems)
+    def __init__(
+        self, findings: Findings, output: Path, reps: int, random_videos: Path | None = None
+    ) -> None:
+        self.output, self._reps, self._findings = output, reps, findings
+        self._random_videos = random_videos
+        self.problems = findings.problems
         self.sections: list[Section] = []
-        self._groups, self._names = findings.groups, findings.names
-        self._curves = findings.curves
-        self._tables = read_published()
-        self._normalise = Normaliser(self._tables)
+        self._more: list[Shown | Drawn | Side] = []  # for the details
+        self.written: list[str] = [MADE]
         output.mkdir(parents=True, exist_ok=True)
-        self._overview()
-        for benchmark in TITLES:
-            self._benchmark(benchmark)
+        remove_earlier(output)
+        for panel in findings.panels:
+            self._headline(panel)
+        self._curves([panel for panel in findings.panels if panel.curves])
         if findings.videos:
-            self.sections.append(Section("Videos", videos=findings.videos))
-        self._published()
+            self.sections.append(self._videos())
+        self.sections.append(self._details())
+        self.problems[:] = dict.fromkeys(self.problems)
+
+    def close(self) -> None:
+        """Note which files are the report's."""
+        names = sorted(set(self.written))
+        (self.output / MADE).write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+
+    def path(self, name: str) -> Path:
+        """Where the report writes the file ``name``."""
+        self.written.append(name)
+        return self.output / name
 
     def _csv(self, name: str, table: pd.DataFrame) -> None:
-        table.to_csv(self.output / f"{name}.csv", index=False, float_format="%.10g")
+        table.to_csv(self.path(f"{name}.csv"), index=False, float_format="%.10g")
 
-    def _overview(self) -> None:
-        if not self._groups:
+    def _drawn(self, name: str, caption: str, figure: Figure) -> Drawn:
+        png, _ = self.path(f"{name}.png"), self.path(f"{name}.pdf")
+        return Drawn(caption, save(figure, self.output / name), png)
+
+    def _headline(self, panel: Panel) -> None:
+        if not panel.results:
             return
-        runs = tables.runs_table(self._groups, self._names, self._normalise)
-        settings = tables.settings_table(self._groups, self._names)
-        self._csv("settings", settings)
-        self._csv("runs", runs)
-        text = (
-            "Scores are averaged only where protocol, config, frames, episodes and policy are the "
-            "same. Each such setting has a letter, which stands for it below."
-        )
-        caption = "What a letter stands for; a run's score is its newest evaluated checkpoint's"
-        self.sections.append(Section("Settings", text, [(caption, settings)]))
-
-    def _benchmark(self, benchmark: str) -> None:
-        groups = {s: v for s, v in self._groups.items() if s.conditions.benchmark == benchmark}
-        curves = by_task(self._curves, benchmark)
-        published = [table for table in self._tables if table.benchmark == benchmark]
-        if groups:
-            self._scores_section(benchmark, groups, published)
-            self._aggregates_section(benchmark, groups, published)
-        if curves:
-            self._curves_section(benchmark, curves, groups, published)
-
-    def _scores_section(
-        self, benchmark: str, groups: dict[Setting, list[Score]], published: list[Table]
-    ) -> None:
-        section = Section(f"{TITLES[benchmark]}: scores")
-        for setting, scores in groups.items():
-            table = tables.seeds_table(setting, scores, self._normalise)
-            letter = self._names[setting]
-            self._csv(f"{benchmark}_scores_{letter}", table)
-            caption = (
-                f"Setting {letter}: {setting.label}. {tables.SCORE[benchmark].capitalize()}: mean "
-                f"over {setting.episodes} episodes of each seed"
-            )
-            section.tables.append((caption, table))
-        compared = tables.comparison_table(groups, self._names, published)
-        compared = compared.reset_index(names="column")
-        self._csv(f"{benchmark}_comparison", compared)
+        findings = self._findings
+        section = Section(panel.title, headline.summary(panel, findings))
         caption = (
-            "Beside published work. Each row says its protocol and frames; where those differ, "
-            "scores do not compare"
+            "Ours: a large dot is the mean over seeds, small dots are seeds, the line goes from "
+            "the lowest to the highest. Grey: random play and published scores, with their "
+            "protocols in the table"
         )
-        section.tables.append((caption, compared))
+        figure = figures.draw_headline(panel, findings)
+        section.blocks.append(self._drawn(f"{panel.key}_scores", caption, figure))
+        self._csv(f"{panel.key}_scores", headline.headline_frame(panel, findings))
+        section.blocks.append(headline.headline_table(panel, findings))
         self.sections.append(section)
+        self._aggregates(panel, section)
 
-    def _aggregates_section(
-        self, benchmark: str, groups: dict[Setting, list[Score]], published: list[Table]
-    ) -> None:
-        ours = tables.matrices(groups, self._names, self._normalise, self.problems)
+    def _aggregates(self, panel: Panel, section: Section) -> None:
+        """Only over two tasks or more: one table, and figures."""
+        findings, unit = self._findings, self._findings.normalise.unit(panel.benchmark)
+        ours = details.matrices(panel, findings)
         if not ours:
             return
-        unit = UNITS[benchmark]
-        section = Section(
-            f"{TITLES[benchmark]}: aggregates",
-            f"Over tasks and seeds, of the {unit}; 95 % intervals by stratified bootstrap "
-            f"({self._reps:,} samples), none where there is a single run per task.",
-        )
-        found = aggregates.intervals(ours, self._reps)
-        self._csv(f"{benchmark}_aggregates", found)
-        section.tables.append((f"Aggregates of the {unit}", tables.aggregates_table(found)))
-        self._figure(section, f"{benchmark}_aggregates", "Aggregates with 95 % intervals",
-                     figures.draw_intervals(found, benchmark))  # fmt: skip
-        profile = aggregates.profiles(ours, self._reps)
-        self._csv(f"{benchmark}_profiles", profile)
-        self._figure(section, f"{benchmark}_profiles", "Performance profiles with 95 % bands",
-                     figures.draw_profiles(profile, benchmark))  # fmt: skip
-        pairs = tables.pairs(groups, self._names, ours, published, self._normalise)
-        if pairs:
+        parts = details.budget_matrices(panel, findings)
+        found = aggregates.intervals(ours | parts, self._reps)
+        tasks = next(iter(ours.values())).tasks
+        others = details.others_on(tasks, panel, findings)
+        names = {findings.names[c]: findings.colours[c] for c in panel.results}
+        colours = {label: colour for label in [*ours, *parts] for name, colour in names.items()
+                   if label == name or label.startswith(name + details.PART)}  # fmt: skip
+        whole = pd.concat([found, others.melt(["method", "table"], var_name="metric")])
+        self._csv(f"{panel.key}_aggregates", whole)
+        section.blocks.append(details.aggregates_table(found, others, tasks, unit))
+        if found.low.notna().any():
+            caption = "Aggregates; bars are 95 % intervals over seeds, diamonds published means"
+            drawn = [t.title for t in panel.tables[:1]] + ["play"]
+            shown = others[others.table.isin(drawn)]
+            figure = figures.draw_aggregates(found, shown, colours, unit)
+            section.blocks.append(self._drawn(f"{panel.key}_aggregates", caption, figure))
+        if pairs := details.pairs(panel, ours, findings):
             better = aggregates.improvement(pairs, max(100, self._reps // 4))
-            self._csv(f"{benchmark}_improvement", better)
-            caption = (
-                "Probability of improvement, only between columns of one protocol and, within 5 %, "
-                "one number of frames; published means count as a single run (a quarter of the "
-                "bootstrap samples)"
-            )
-            section.tables.append((caption, better))
-            self._figure(section, f"{benchmark}_improvement", caption,
-                         figures.draw_improvement(better))  # fmt: skip
-        same = tables.on_our_tasks(ours, published, self._normalise)
-        self._csv(f"{benchmark}_same_tasks", same)
-        caption = f"Mean and median of the {unit} on the tasks of each setting; protocols differ"
-        section.tables.append((caption, same))
-        self.sections.append(section)
-
-    def _curves_section(
-        self,
-        benchmark: str,
-        curves: dict[str, dict[tuple, list[Curve]]],
-        groups: dict[Setting, list[Score]],
-        published: list[Table],
-    ) -> None:
-        references = [t.references for t in published if len(t.references.columns)]
-        scores = [score for group in groups.values() for score in group]
-        drawn = figures.draw_curves(
-            curves, scores, benchmark, pd.concat(references) if references else pd.DataFrame()
-        )
-        seeds = sorted({len(s) for groups in curves.values() for s in groups.values()})
-        counts = " or ".join(map(str, seeds))
-        section = Section(f"{TITLES[benchmark]}: learning curves")
+            self._csv(f"{panel.key}_improvement", better)
+            self._more.append(details.improvement_table(better))
+        if sum(matrix.values.size for matrix in ours.values()) < ENOUGH:
+            return
+        profile = aggregates.profiles(ours, self._reps)
+        self._csv(f"{panel.key}_profiles", profile)
         caption = (
-            f"Returns of training episodes against frames (frame skip counted). Thick: mean over "
-            f"{counts} seed{'s' * (seeds[-1] > 1)}; shaded: from the lowest to the highest seed; "
-            "thin: every seed. Diamonds: evaluated checkpoints, whiskers from the lowest to the "
-            "highest seed. Random and human scores where they are near"
+            f"{panel.title}, performance profiles: the share of runs above a score, with 95 % bands"
         )
-        self._figure(section, f"{benchmark}_curves", caption, drawn)
-        self.sections.append(section)
+        figure = figures.draw_profiles(profile, colours, unit)
+        self._more.append(self._drawn(f"{panel.key}_profiles", caption, figure))
 
-    def _published(self) -> None:
-        section = Section(
-            "Published work",
-            "Aggregates over all tasks of each table, from its means per task. IQM and optimality "
-            "gap need the scores of single runs, which published tables do not hold.",
-        )
-        for benchmark in TITLES:
-            published = [table for table in self._tables if table.benchmark == benchmark]
-            table = tables.published_aggregates(published, self._normalise)
-            self._csv(f"{benchmark}_published", table)
-            unit = UNITS[benchmark]
-            section.tables.append((f"{TITLES[benchmark]}, {unit}", table))
-        section.tables.append(("Published training times, Atari 100k", training_times()))
-        self.sections.append(section)
+    def _curves(self, panels: list[Panel]) -> None:
+        section = Section("Learning curves")
+        for panel in panels:
+            figure = curve_figure.draw_curves(panel, self._findings)
+            text = f"{panel.title}. {curve_figure.caption(panel)}"
+            section.blocks.append(self._drawn(f"{panel.key}_curves", text, figure))
+        self.sections += [section] if panels else []
 
-    def _figure(self, section: Section, name: str, caption: str, figure: figures.Figure) -> None:
-        png, _ = figures.save(figure, self.output / name)
-        section.figures.append((caption, png))
+    def _videos(self) -> Section:
+        """One run of every setting and task, trained and random agent side by side."""
+        findings = self._findings
+        known = {s.run: (s.task, s.conditions, s.seed) for s in findings.scores}
+        for panel in findings.panels:
+            for task, groups in panel.curves.items():
+                for conditions, curves in groups.items():
+                    known |= {c.run: (task, conditions, c.seed) for c in curves}
+        groups: dict[tuple[str, Conditions | None], list[Video]] = {}
+        for video in findings.videos:
+            task, conditions, _ = known.get(video.run, (video.run, None, 0))
+            groups.setdefault((task, conditions), []).append(video)
+        section = Section("Videos", VIDEOS_TEXT)
+        filmed = False
+        for (task, conditions), videos in sorted(groups.items(), key=lambda g: g[0][0]):
+            run = best_run(videos, {name: seed for name, (_, _, seed) in known.items()})
+            shown = [video for video in videos if video.run == run]
+            name = f", {findings.names[conditions]}" if conditions else ""
+            random = self._random_videos / f"{task}.mp4" if self._random_videos else None
+            trained = any(video.kind == "evaluation" for video in shown)
+            random = random if trained and random and random.is_file() else None
+            filmed |= trained
+            section.blocks.append(Side(f"{task}{name} (run {run})", shown, random))
+        if not filmed:
+            section.text += " " + NOT_FILMED
+        return section
+
+    def _details(self) -> Section:
+        findings = self._findings
+        section = Section("Details", details.other_evaluations(findings.others))
+        section.blocks.append(details.settings_table(findings))
+        section.blocks += [details.made_table(p, findings) for p in findings.panels if p.results]
+        if findings.scores:
+            self._csv("runs", details.runs_frame(findings))
+            section.blocks.append(details.runs_table(findings))
+        self._csv("published", details.published_frame(findings))
+        section.blocks += [*self._more, *details.published_tables(findings)]
+        section.blocks += details.times_tables(findings, training_times())
+        for block in section.blocks:
+            block.folded = True
+        return section
+
+
+VIDEOS_TEXT = (
+    "One run of every setting and task. Sequences stand side by side with a gap between them; a "
+    "magenta frame is around every picture that the world model imagined or predicted and no "
+    "environment showed."
+)
+NOT_FILMED = (
+    "No evaluated episode has been filmed: eval.py -run_name NAME -video 1 films one, and python "
+    "-m results.random_play DOMAIN TASK --film an episode of random play to stand beside it."
+)
+
+
+def remove_earlier(output: Path) -> None:
+    """Remove the files that an earlier report wrote into ``output``, and no other."""
+    try:
+        names = json.loads((output / MADE).read_text(encoding="utf-8"))
+        names = [name for name in names if isinstance(name, str) and Path(name).name == name]
+    except (OSError, ValueError, TypeError):
+        return
+    for name in names:
+        (output / name).unlink(missing_ok=True)

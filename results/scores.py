@@ -1,4 +1,4 @@
-"""Score files of ``eval_result/``: what was evaluated, and under which settings.
+"""Score files of ``eval_result/``: what was trained, how, and how it was evaluated.
 
 What cannot be read is never dropped in silence: every reader adds a line to ``problems``.
 """
@@ -6,31 +6,35 @@ What cannot be read is never dropped in silence: every reader adds a line to ``p
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
 from results.names import config_name
-from results.published import task_key
 
 FIRST_COLUMNS = ["step", "frames", "mean", "std"]
+SEPARATOR = "--"
+"""Between a run's name and the setting of another evaluation than the default one."""
 
 
 @dataclass(frozen=True, order=True)
 class Conditions:
-    """How a run was trained: task, seed and length of training apart.
+    """How runs were trained: task, seed and length of training apart.
 
     Attributes:
-        benchmark: ``atari`` or ``dmc``.
-        protocol: the protocol's settings, its name first.
-        config: the config's name, see :mod:`results.names`.
+        benchmark: the domain's name.
+        protocol: the protocol's settings, its name first; without the action repeat.
+        config: the config's short name, see :mod:`results.names`.
+        repeat: the action repeat (frame skip); 0 where every task has one of its own.
     """
 
     benchmark: str
     protocol: tuple[tuple[str, str], ...]
     config: str
+    repeat: int = 0
 
     @property
     def protocol_label(self) -> str:
@@ -40,25 +44,31 @@ class Conditions:
 
 
 @dataclass(frozen=True, order=True)
-class Setting:
-    """What scores must share to be averaged."""
+class Evaluation:
+    """What scores of one task and one way of training must share to be averaged.
 
-    conditions: Conditions
+    Attributes:
+        frames: of training, the action repeat counted.
+        frame_skip: the action repeat.
+        label: of the evaluation setting in the file's name; empty for the default one.
+    """
+
     frames: int
+    frame_skip: int
     episodes: int
     greedy: bool
+    label: str
 
     @property
-    def label(self) -> str:
-        """Short, and different for different settings of one protocol."""
-        conditions = self.conditions
-        shown = dict(conditions.protocol)
-        protocol = " ".join(filter(None, (shown["name"], shown.get("obs_type"))))
-        policy = ", greedy" if self.greedy else ""
-        return (
-            f"{conditions.config}, {protocol}, {self.frames:,} frames, {self.episodes} "
-            f"episode{'s' * (self.episodes > 1)}{policy}"
-        )
+    def plain(self) -> bool:
+        """Whether the run's own setting was evaluated, be it with another number of episodes."""
+        return not self.greedy and re.fullmatch(r"(\d+ep)?-?(\d+envs)?", self.label) is not None
+
+    @property
+    def text(self) -> str:
+        """Such as ``50 episodes, sampled``: actions were sampled, not the policy's mode."""
+        actions = "greedy" if self.greedy else "sampled"
+        return f"{self.episodes} episode{'s' * (self.episodes != 1)}, {actions}"
 
 
 @dataclass(frozen=True)
@@ -73,19 +83,30 @@ class Row:
 
 @dataclass(frozen=True)
 class Score:
-    """The evaluations of one run.
+    """The evaluations of one run under one evaluation setting.
 
     Attributes:
         task: as the published tables write it.
         seed: of training.
         rows: one per checkpoint, by step; the last is the run's score.
+        finished: the last checkpoint that training writes is among them.
+        changes: of the config file, a line each.
+        size: of the model, in words.
+        cores: threads of the training process, None where unknown.
+        seconds: of training, None where unknown.
     """
 
     run: str
     task: str
     seed: int
-    setting: Setting
+    conditions: Conditions
+    evaluation: Evaluation
     rows: tuple[Row, ...]
+    finished: bool
+    changes: tuple[str, ...] = ()
+    size: str = ""
+    cores: int | None = None
+    seconds: float | None = None
 
     @property
     def final(self) -> Row:
@@ -93,14 +114,17 @@ class Score:
         return self.rows[-1]
 
 
-def protocol_of(settings: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """A protocol's settings in a fixed order, its name first."""
+def conditions_of(about: dict[str, Any], protocol: dict[str, Any], config: Any) -> Conditions:
+    """Of a run: its ``run.json`` or score file, the protocol's settings, its config."""
+    settings = {key: value for key, value in protocol.items() if key != "frame_skip"}
     names = sorted(settings, key=lambda key: (key != "name", key))
-    return tuple((name, f"{settings[name]}") for name in names)
+    found = tuple((name, f"{settings[name]}") for name in names)
+    name = config_name(about["domain"], config).short
+    return Conditions(about["domain"], found, name, int(config["BasicSettings"]["FrameSkip"]))
 
 
 def read_scores(folder: Path, problems: list[str]) -> list[Score]:
-    """Every ``<run>.csv`` of ``folder`` with its JSON, by run."""
+    """Every ``<run>.csv`` and ``<run>--<setting>.csv`` of ``folder`` with its JSON, by name."""
     found = [score for path in sorted(folder.glob("*.csv")) if (score := _read(path, problems))]
     problems += [
         f"{path.name}: no {path.stem}.csv beside it, so there are no scores of that run"
@@ -113,36 +137,74 @@ def read_scores(folder: Path, problems: list[str]) -> list[Score]:
 
 
 def _read(path: Path, problems: list[str]) -> Score | None:
-    """The scores of one run, or None and a line in ``problems``."""
+    """The scores of one file, or None and a line in ``problems``."""
     try:
         rows, episodes = read_rows(path, problems)
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        training, config = about["training"], about["config"]
-        total = config["JointTrainAgent"]["SampleMaxSteps"]
-        conditions = Conditions(
-            about["domain"],
-            protocol_of(about["protocol_settings"]),
-            config_name(about["domain"], config),
-        )
-        setting = Setting(conditions, rows[-1].frames, episodes, bool(about["greedy"]))
-        score = Score(path.stem, task_key(about["task"]), training["seed"], setting, rows)
+        score = _score(path, rows, episodes, about)
+        total = about["config"]["JointTrainAgent"]["SampleMaxSteps"]
     except FileNotFoundError:
         problems.append(
             f"{path.name}: left out: no {path.stem}.json beside it tells its task and protocol"
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         problems.append(f"{path.name}: left out: its JSON cannot be used: {reason}")
     except UserError as error:
         problems.append(f"{path.name}: left out: {error}")
     else:
-        if score.final.step < total:
+        if not score.finished:
             problems.append(
                 f"{path.name}: the newest checkpoint evaluated is of step {score.final.step:,} of "
                 f"{total:,}, so its score stands apart from finished runs"
             )
         return score
     return None
+
+
+def _score(path: Path, rows: tuple[Row, ...], episodes: int, about: dict[str, Any]) -> Score:
+    """What a score file and its JSON tell."""
+    training, config, protocol = about["training"], about["config"], about["protocol_settings"]
+    run, label = run_and_label(path.stem, training)
+    skip = int(protocol.get("frame_skip", config["BasicSettings"]["FrameSkip"]))
+    evaluation = Evaluation(rows[-1].frames, skip, episodes, bool(about["greedy"]), label)
+    models = config["Models"]
+    size = f"width {models['Hidden']}, latents {models['Stoch']} x {models['Discrete']}"
+    if "parameters" in training:
+        size = f"{training['parameters'] / 1e6:.2f} M parameters"
+    timed = path.with_name(f"{run}.training.json")
+    seconds = _content(timed).get("seconds") if timed.is_file() else None
+    return Score(
+        run=run,
+        task=find_domain(about["domain"]).benchmark.short_name(about["task"]),
+        seed=int(training["seed"]),
+        conditions=conditions_of(about, protocol, config),
+        evaluation=evaluation,
+        rows=rows,
+        finished=rows[-1].step >= config["JointTrainAgent"]["SampleMaxSteps"],
+        changes=config_name(about["domain"], config).changes,
+        size=size,
+        cores=training.get("hardware", {}).get("threads"),
+        seconds=seconds,
+    )
+
+
+def run_and_label(stem: str, training: dict[str, Any]) -> tuple[str, str]:
+    """The run's name and the evaluation setting's label in a score file's name."""
+    name = training.get("name")
+    if name and (stem == name or stem.startswith(name + SEPARATOR)):
+        return name, stem[len(name + SEPARATOR) :]
+    run, _, label = stem.partition(SEPARATOR)
+    return run, label
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A JSON file's, or nothing where it cannot be read: times are no scores."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_rows(path: Path, problems: list[str]) -> tuple[tuple[Row, ...], int]:
@@ -174,56 +236,3 @@ def read_rows(path: Path, problems: list[str]) -> tuple[tuple[Row, ...], int]:
     if not rows:
         raise UserError("there is no row to read")
     return tuple(rows[step] for step in sorted(rows)), episodes
-
-
-def by_setting(scores: list[Score]) -> dict[Setting, list[Score]]:
-    """Scores that may be averaged, together; by benchmark, more frames first."""
-    groups: dict[Setting, list[Score]] = defaultdict(list)
-    for score in scores:
-        groups[score.setting].append(score)
-    return dict(sorted(groups.items(), key=_rank))
-
-
-def _rank(item: tuple[Setting, list[Score]]) -> tuple[str, int, Setting]:
-    return item[0].conditions.benchmark, -item[0].frames, item[0]
-
-
-def check_groups(groups: dict[Setting, list[Score]], problems: list[str]) -> None:
-    """Say where scores do not stand beside each other: protocols, seeds."""
-    for benchmark in sorted({setting.conditions.benchmark for setting in groups}):
-        settings = [s for s in groups if s.conditions.benchmark == benchmark]
-        protocols = sorted({s.conditions.protocol_label for s in settings})
-        if len(protocols) > 1:
-            problems.append(
-                f"{benchmark}: runs under {len(protocols)} protocols, which are kept apart: "
-                + "; ".join(protocols)
-            )
-    for setting, scores in groups.items():
-        problems += _seed_problems(setting, scores)
-
-
-def _seed_problems(setting: Setting, scores: list[Score]) -> list[str]:
-    """Seeds that a task lacks and others have, and seeds that were trained twice."""
-    lines, every = [], sorted({score.seed for score in scores})
-    for task in sorted({score.task for score in scores}):
-        seeds = [score.seed for score in scores if score.task == task]
-        for seed in every:
-            runs = [s.run for s in scores if (s.task, s.seed) == (task, seed)]
-            if not runs:
-                lines.append(f"{task}: seed {seed} is missing ({setting.label})")
-            if len(runs) > 1:
-                lines.append(
-                    f"{task}: {len(runs)} runs of seed {seed} ({', '.join(runs)}); all are listed, "
-                    f"only {runs[0]} counts in means and aggregates"
-                )
-        if len(set(seeds)) == 1:
-            lines.append(f"{task}: one seed only, so no interval ({setting.label})")
-    return lines
-
-
-def counted(scores: list[Score]) -> dict[str, dict[int, float]]:
-    """Per task, by seed: the final scores that count, one per seed."""
-    found: dict[str, dict[int, float]] = defaultdict(dict)
-    for score in sorted(scores, key=lambda s: (s.task, s.seed, s.run)):
-        found[score.task].setdefault(score.seed, score.final.mean)
-    return dict(found)

@@ -1,20 +1,49 @@
-"""The videos of runs, for the page."""
+"""The videos of runs, for the page: sequences set apart, imagined frames marked."""
 
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from pwm_core.runs.mp4 import VideoWriter, read_video
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of video shows.
+
+    Attributes:
+        rows: its panels from top to bottom; none where it is one picture.
+    """
+
+    caption: str
+    rows: tuple[str, ...] = ()
+
+
 KINDS = {
-    "evaluation": "evaluated episode",
-    "openloop": "truth, open-loop prediction (green line: frame given, red: predicted), error",
-    "comparison": "observed, reconstructed, imagined by the policy",
-    "imagination": "imagined by the policy",
+    "evaluation": Kind("trained agent, an evaluated episode"),
+    "openloop": Kind(
+        "open-loop prediction: from the first quarter of a sequence the world model predicts the "
+        "rest, given the real actions alone",
+        ("truth", "prediction", "error"),
+    ),
+    "comparison": Kind(
+        "what was seen, what the world model makes of it, and what the policy imagines from the "
+        "first frame on",
+        ("seen", "rebuilt", "imagined"),
+    ),
+    "imagination": Kind("imagined by the policy from a real frame on", ("imagined",)),
 }
-"""What is shown, in this order; the others hold nothing that these do not."""
+"""In this order; the others hold nothing that these do not."""
 MOST_BYTES = 40_000_000
 """Of all videos in one page."""
+LEAST = 256
+"""Pixels of the shorter side of a video that is laid out anew."""
+IMAGINED, GAP_COLOUR = (214, 60, 200), (128, 133, 140)
 
 
 @dataclass(frozen=True)
@@ -30,7 +59,7 @@ class Video:
     def caption(self) -> str:
         """What is to be seen, and when it was recorded."""
         when = f", step {self.step:,}" if self.step is not None else ""
-        return f"{KINDS[self.kind]}{when}"
+        return f"{KINDS[self.kind].caption}{when}"
 
 
 def find_videos(scores: Path, runs: Path, problems: list[str]) -> list[Video]:
@@ -58,6 +87,17 @@ def _order(video: Video) -> tuple[str, int]:
     return video.run, list(KINDS).index(video.kind)
 
 
+def best_run(videos: list[Video], seeds: dict[str, int]) -> str:
+    """Of the runs in ``videos`` the one to show: filmed in an evaluation, with the most kinds of
+    video, and of the lowest seed."""
+
+    def rank(run: str) -> tuple[bool, int, int, str]:
+        kinds = [video.kind for video in videos if video.run == run]
+        return "evaluation" not in kinds, -len(kinds), seeds.get(run, 0), run
+
+    return min({video.run for video in videos}, key=rank)
+
+
 def _within(videos: list[Video], problems: list[str]) -> list[Video]:
     """As many as fit into :data:`MOST_BYTES`; the others are named."""
     kept, total = [], 0
@@ -72,3 +112,61 @@ def _within(videos: list[Video], problems: list[str]) -> list[Video]:
         total += size
         kept.append(video)
     return kept
+
+
+def laid_out(video: Video, problems: list[str]) -> bytes:
+    """The mp4, with gaps between its sequences and a coloured frame around what is imagined.
+
+    What cannot be read, or has another layout than the world model's videos, is left as it is.
+    """
+    content, panels = video.path.read_bytes(), len(KINDS[video.kind].rows)
+    if not panels:
+        return content
+    try:
+        frames, fps = read_video(video.path)
+    except (OSError, ValueError) as error:
+        problems.append(f"{video.path}: shown as it is: {' '.join(str(error).split())}")
+        return content
+    spaced = space(frames, video.kind)
+    if spaced is None:
+        return content
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        with VideoWriter(path, fps=round(fps), least=LEAST) as writer:
+            for frame in spaced:
+                writer.write(frame)
+        return path.read_bytes()
+
+
+def space(frames: np.ndarray, kind: str) -> np.ndarray | None:
+    """(T, P*S, R*S, 3) uint8, P panels of R square tiles without gaps -> the same tiles, set apart,
+    those that are imagined in a frame of :data:`IMAGINED`; None for another layout."""
+    panels = len(KINDS[kind].rows)
+    length, height, width, _ = frames.shape
+    size, rest = divmod(height, panels)
+    if rest or size < 8 or width % size:
+        return None
+    gap = max(4, size // 8)
+    count, pitch, border = width // size, size + gap, gap // 4
+    whole = np.full((length, panels * pitch + gap, count * pitch + gap, 3), GAP_COLOUR, np.uint8)
+    for panel in range(panels):
+        for i in range(count):
+            y, x = gap + panel * pitch, gap + i * pitch
+            tile = frames[:, panel * size : (panel + 1) * size, i * size : (i + 1) * size]
+            imagined = _imagined(tile, KINDS[kind].rows[panel])
+            framed = whole[:, y - border : y + size + border, x - border : x + size + border]
+            framed[imagined] = IMAGINED
+            whole[:, y : y + size, x : x + size] = tile
+    return whole
+
+
+def _imagined(tile: np.ndarray, row: str) -> np.ndarray:
+    """(T,) bool: which frames of a tile (T, S, S, 3) no environment showed. Open-loop predictions
+    carry a line on top, red where predicted and green where given."""
+    length, size = tile.shape[:2]
+    if row == "imagined":
+        return np.arange(length) > 0
+    if row == "prediction":
+        line = tile[:, : max(1, size // 32)].mean(axis=(1, 2))
+        return line[:, 0] > line[:, 1]
+    return np.zeros(length, bool)

@@ -19,7 +19,8 @@ from pwm_core.errors import UserError
 from sweep.places import Places, project_places, read_json, write_json
 
 METRICS_BYTES, VIDEO_BYTES = 200_000, 1_000_000
-VIDEOS = ("imagination", "openloop")
+VIDEOS = {"imagination": "imagination", "openloop": "openloop", "evaluation": "evaluation0"}
+"""Kind of video -> how the names of its files begin; of evaluated episodes, the first."""
 
 Record = dict[str, float]
 
@@ -78,8 +79,8 @@ def collect(name: str, places: Places) -> None:
     temporary = results / f".{name}.metrics.jsonl.{os.getpid()}.tmp"
     temporary.write_text(downsample(records), encoding="utf-8")
     os.replace(temporary, results / f"{name}.metrics.jsonl")
-    for kind in VIDEOS:
-        found = sorted((folder / "videos").glob(f"{kind}_*.mp4"))
+    for kind, begin in VIDEOS.items():
+        found = sorted((folder / "videos").glob(f"{begin}_*.mp4"))
         if found and found[-1].stat().st_size <= VIDEO_BYTES:
             shutil.copyfile(found[-1], results / f"{name}.{kind}.mp4")
     if seconds:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pwm_core.paths import LOGDIR_VARIABLE, find_logdir
+
 
 @dataclass(frozen=True)
 class Places:
@@ -80,16 +82,14 @@ class Places:
 
 
 def project_places() -> Places:
-    """Where the commands of this project put things. The one place that knows their constants."""
-    from pwm_core.runs.run_folder import RUNS
-    from pwm_core.training.evaluation import RESULTS
-
-    return Places(RUNS, RESULTS)
+    """Where the commands of this project put things."""
+    folder = find_logdir()
+    return Places(folder.runs, folder.scores)
 
 
 def child_environment(places: Places) -> dict[str, str]:
     """Variables that tell the commands of this project where to put things."""
-    return {}
+    return {LOGDIR_VARIABLE: str(places.runs.parent)}
 
 
 def _numbers(folder: Path, end: str) -> list[int]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pwm_core.config import REPOSITORY, Config
-from pwm_core.config_file import find_config, load_config
+from pwm_core.config_file import find_config, leaves, load_config
 from pwm_core.domain import Domain
 from pwm_core.errors import UserError, closest
 from sweep.domains import expand, find_domain
@@ -153,20 +152,12 @@ def _chosen(runs: list[Run], only: list[str]) -> list[Run]:
 # ---------------------------------------------------------------------------- other settings
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def _differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Keys that both have and that differ: a key only one has is another version's."""
-    before = dict(_leaves(was))
+    before = leaves(was)
     return [
         f"{key} was {before[key]} and is {value}"
-        for key, value in _leaves(now)
+        for key, value in leaves(now).items()
         if key in before and before[key] != value
     ]
 

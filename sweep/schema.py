@@ -17,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pwm_core.config import REPOSITORY
-from pwm_core.config_file import StrictLoader
+from pwm_core.config_file import read_yaml
 from pwm_core.errors import UserError, closest
 
 NAME = re.compile(r"[A-Za-z0-9_+=-]{1,80}")
@@ -163,18 +163,6 @@ def find(path: str) -> Path:
     raise UserError(f"sweep file {path} does not exist; there are {', '.join(known)}")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no keys; see config_files/sweeps/atari100k.yaml")
-    return content
-
-
 def _assign(content: dict[str, Any], text: str) -> None:
     """Lay ``key=value`` over ``content``; a dot leads into a section."""
     key, equals, value = text.partition("=")
@@ -228,7 +216,7 @@ def load(path: Path, changes: Iterable[str] = ()) -> Sweep:
     Raises:
         UserError: it cannot be read, a key is unknown or a value is not valid.
     """
-    content = {"name": path.stem} | _read(path)
+    content = {"name": path.stem} | read_yaml(path, "config_files/sweeps/atari100k.yaml")
     changes = list(changes)
     for change in changes:
         _assign(content, change)

@@ -1,4 +1,4 @@
-"""A counting environment whose every number is known, and the domain around it."""
+"""A counting environment, whose numbers are all known, and its domain."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import gymnasium
 import numpy as np
 import torch
 
+from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_core.config import Config
 from pwm_core.domain import Domain
 from pwm_core.envs import Episodes, Step, VectorEnv
 from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.distributions import CategoricalPolicy
 from pwm_core.models.networks import ImageCodec
 from pwm_core.models.world_model import WorldModel
 from pwm_core.training.replay_buffer import Field, TransitionSpec
@@ -23,7 +23,7 @@ LAST_REWARD = 100.0
 CONFIG = "config_files/atari_tiny.yaml"
 DEFAULTS = "config_files/atari.yaml"
 TINY = (
-    "BasicSettings.ObsShape=[8, 8, 3]",
+    "BasicSettings={ObsShape: [8, 8, 3], FrameSkip: 2}",
     "JointTrainAgent={SampleMaxSteps: 60, BufferMaxLength: 60, BufferWarmUp: 24, BatchSize: 3}",
     "JointTrainAgent={BatchLength: 4, ImagineBatchSize: 2, ImagineContext: 2, ImagineHorizon: 3}",
     "JointTrainAgent={TrainModelEverySteps: 1, TrainAgentEverySteps: 1, LogEverySteps: 5}",
@@ -35,7 +35,7 @@ TINY = (
 
 
 class Transition(NamedTuple):
-    """What truly happened in one environment at one step."""
+    """The true values of one environment at one step."""
 
     obs: np.ndarray
     action: int
@@ -49,8 +49,8 @@ class CountingEnv(VectorEnv):
     """Episodes of known length; an image whose channels hold environment, episode and step.
 
     The reward is ``step + 1 + action / 4``, and ``LAST_REWARD`` more at an episode's last step.
-    Even episodes end in a final state, odd ones are cut off at their limit; with ``life`` a life is
-    lost at that step of every episode, and the episode goes on.
+    Even episodes end in a final state, and odd ones are cut off at their limit. With ``life``, a
+    life is lost at that step of every episode, and the episode continues.
 
     Args:
         lengths: steps of an episode, per environment.
@@ -121,7 +121,7 @@ class CountingEnv(VectorEnv):
 
 
 def counting_domain(lengths: Sequence[int], **settings: Any) -> tuple[Domain, list[CountingEnv]]:
-    """A domain of counting environments, and those that were made of it so far."""
+    """A domain of counting environments, and the list of those that it has made so far."""
     made: list[CountingEnv] = []
 
     def make_env(config: Config, task: str, num_envs: int, seed: int) -> CountingEnv:

@@ -1,4 +1,4 @@
-"""What the tests of other processes share. Imported in workers too, so nothing heavy here."""
+"""Helpers for tests of other processes. Workers import this module, so it imports little."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Account:
-    """What the workers of ``test_workers.py`` hold."""
+    """The object that the workers of ``test_workers.py`` hold."""
 
     def __init__(self) -> None:
         self.balance = 0
@@ -49,7 +49,7 @@ def broken_account() -> Account:
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """A user's environment, with no word on how to render, in which this project is found."""
+    """Environment variables that find this project and choose no renderer."""
     rendering = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
     environment = {k: v for k, v in os.environ.items() if k not in rendering}
     return environment | {"PYTHONPATH": str(ROOT), **variables}
@@ -107,7 +107,7 @@ def all_leave(pids: Iterable[int], seconds: float = 10) -> bool:
 
 @contextlib.contextmanager
 def no_longer_than(seconds: int) -> Iterator[None]:
-    """Ends what hangs. The error is none that anything here would catch."""
+    """Fail if the body takes longer; nothing in the project catches the error."""
 
     def ring(*_: object) -> None:
         raise AssertionError(f"took longer than {seconds} s")

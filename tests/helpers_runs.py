@@ -4,6 +4,7 @@ of their own in a copy of the source tree."""
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -22,9 +23,11 @@ import torch
 
 from pwm_core.config import REPOSITORY
 from pwm_core.domain import Domain
-from pwm_core.runs import run_folder
+from pwm_core.eval import evaluate_run
+from pwm_core.paths import find_logdir
 from pwm_core.train import train
 from tests.helpers_envs import CONFIG, TINY, CountingEnv, counting_domain
+from tests.helpers_processes import alive
 
 # ------------------------------------------------------------------------------- in this process
 
@@ -61,6 +64,12 @@ def flags(*overrides: str) -> list[str]:
     return [part for override in overrides for part in ("-set", override)]
 
 
+def train_on(domain: Domain, name: str, *argv: str) -> None:
+    """``train.py`` in this process, on the counting environments of ``domain`` at small sizes."""
+    command = ["-n", name, "-env_name", "count", "-config_path", CONFIG, "-device", "cpu"]
+    train(domain, [*command, "-logger", "none", *flags(*TINY), *argv])
+
+
 def train_counting(
     name: str,
     *argv: str,
@@ -70,9 +79,20 @@ def train_counting(
 ) -> None:
     """``train.py`` in this process, on one counting environment per entry of ``lengths``."""
     domain = hooked(counting_domain(lengths, life=2)[0], hook)
-    given = flags(*TINY, f"JointTrainAgent.NumEnvs={len(lengths)}", *overrides)
-    command = ["-n", name, "-env_name", "count", "-config_path", CONFIG, "-device", "cpu"]
-    train(domain, [*command, "-logger", "none", *given, *argv])
+    given = flags(f"JointTrainAgent.NumEnvs={len(lengths)}", *overrides)
+    train_on(domain, name, *given, *argv)
+
+
+def evaluate_counting(name: str, *argv: str) -> Path:
+    """``eval.py`` in this process, on counting environments; the CSV of the scores."""
+    return evaluate_run(counting_domain((7,))[0], ["-n", name, "-device", "cpu", *argv])
+
+
+def rows_of(path: Path) -> tuple[list[str], list[list[float]]]:
+    """Header and rows of a score file."""
+    with open(path, newline="") as file:
+        header, *rows = csv.reader(file)
+    return header, [[float(cell) for cell in row] for row in rows]
 
 
 def crash_at(number: int) -> Hook:
@@ -86,7 +106,7 @@ def crash_at(number: int) -> Hook:
 
 
 def folder(name: str) -> Path:
-    return run_folder.RUNS / name
+    return find_logdir().runs / name
 
 
 def records(path: Path) -> list[dict[str, float]]:
@@ -173,8 +193,7 @@ class Job:
 
     @property
     def running(self) -> bool:
-        stat = Path(f"/proc/{self.pid}/stat").read_text()
-        return stat.rpartition(")")[2].split()[0] != "Z"
+        return alive(self.pid)
 
     @property
     def stdout(self) -> str:
@@ -237,13 +256,20 @@ class RunTree:
         self, domain: str, *argv: str, limits: dict[int, int] | None = None, **environ: str
     ) -> Job:
         """``train.py`` of a domain; ``limits`` are resource limits by their number."""
+        script = f"pwm_{domain}/train.py"
+        return self._start(script, [*argv, "-device", "cpu"], limits or {}, environ)
+
+    def quickstart(self, *argv: str) -> Job:
+        """What ``./train.sh`` and ``./eval.sh`` call; the first word says which."""
+        return self._start("pwm_core/quickstart.py", argv, {}, {})
+
+    def _start(
+        self, script: str, argv: Sequence[str], limits: dict[int, int], environ: dict[str, str]
+    ) -> Job:
         self._jobs += 1
         output = f"{self.root.parent}/output{self._jobs}"
-        pid = self.ask({
-            "script": str(self.root / f"pwm_{domain}" / "train.py"),
-            "argv": [*argv, "-device", "cpu"], "output": output,
-            "environ": environ, "limits": limits or {},
-        })  # fmt: skip
+        job = {"script": str(self.root / script), "argv": list(argv), "output": output}
+        pid = self.ask(job | {"environ": environ, "limits": limits})
         return Job(self, int(pid), output)
 
     def folder(self, name: str) -> Path:

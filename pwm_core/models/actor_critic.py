@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pwm_core.config import Models
 from pwm_core.models.distributions import Policy, SymlogTwoHot
+from pwm_core.models.losses import check_shape, weighted_sum
 from pwm_core.models.networks import latent_head
 from pwm_core.models.returns import lambda_return, pete_return, step_weights
-
-if TYPE_CHECKING:
-    from pwm_core.models.imagination import Trajectory
-    from pwm_core.models.world_model import Metrics
+from pwm_core.models.types import Metrics, Trajectory
 
 
 class ReturnScale(nn.Module):
-    """``max(1, P_high - P_low)`` of the returns, the percentiles as moving averages from 0."""
+    """``max(1, P_high - P_low)`` of the returns.
+
+    The two percentiles are moving averages that start at 0.
+    """
 
     def __init__(self, low: float, high: float, decay: float) -> None:
         super().__init__()
@@ -28,18 +28,33 @@ class ReturnScale(nn.Module):
         self.register_buffer("percentiles", torch.zeros(2))
 
     def forward(self, returns: Tensor) -> Tensor:
-        """Take in ``returns`` (any shape) and give the scale, a float32 scalar tensor."""
+        """The scale, a float32 scalar, after updating the percentiles with ``returns`` (...)."""
         current = torch.quantile(returns.detach().float().flatten(), self.levels)
         self.percentiles.lerp_(current, 1 - self.decay)
         return (self.percentiles[1] - self.percentiles[0]).clamp_min(1.0)
 
 
+def clipped_objective(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """``min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A)`` (PPO, equation 7).
+
+    ``ratio`` is the probability of an action divided by its probability under the policy that
+    acted. At a ratio of 1 the gradient is that of REINFORCE. Once the advantage has pushed the
+    ratio past the clip, the gradient is 0. Repeated updates on one batch therefore stay near the
+    policy that acted.
+
+    Args:
+        ratio, advantage: float32 tensors of one shape, which is also that of the result.
+        clip: largest distance of the ratio from 1.
+    """
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
 class ActorCritic(nn.Module):
-    """Policy and value over features (deter, latent).
+    """Policy and value of a state (deter, latent).
 
     Args:
         models: sizes and objectives.
-        policy: the distribution of actions, the domain's choice.
+        policy: the domain's distribution of actions.
     """
 
     def __init__(self, models: Models, policy: Policy) -> None:
@@ -55,9 +70,10 @@ class ActorCritic(nn.Module):
         self.return_scale = ReturnScale(
             models.Agent.MinPer, models.Agent.MaxPer, models.Agent.EMADecay
         )
+        self.loss_weights = {"policy": 1.0, "value": 1.0, "entropy": models.Agent.EntropyCoef}
 
     def act(self, deter: Tensor, latent: Tensor, *, greedy: bool = False) -> Tensor:
-        """(N, D), (N, S) -> actions as executed and stored: (N,) int64 or (N, A) clipped."""
+        """(N, D) and (N, S) -> actions as executed and stored: (N,) int64, or (N, A) clipped."""
         output = self.actor(deter, latent)
         action = self.policy.mode(output) if greedy else self.policy.sample(output)
         return action if self.policy.discrete else self.policy.encode(action)
@@ -65,24 +81,36 @@ class ActorCritic(nn.Module):
     def _returns(
         self, trajectory: Trajectory, value: Tensor, log_prob: Tensor | None = None
     ) -> Tensor:
-        """Return targets (N, H) from ``value`` (N, H+1), by the configured estimator."""
+        """Return targets (N, H) from ``value`` (N, H+1), computed by the configured estimator."""
         reward, discount = trajectory.reward, trajectory.discount
         scan = self.config.ReturnScan
         if self.config.Returns == "lambda":
             return lambda_return(reward, discount, value, self.lambda_, scan=scan)
         ratio = None
-        if log_prob is not None:  # 1 at the first update on a rollout, off-policy after that
+        if log_prob is not None:  # the ratio is 1 at the first update on a rollout
             ratio = (log_prob.detach() - trajectory.log_prob).exp()
         return pete_return(reward, discount, value, self.lambda_, ratio, scan=scan)
 
-    def loss(self, trajectory: Trajectory) -> tuple[Tensor, Metrics]:
-        """Policy and value loss on imagined rollouts; moves the return scale on.
+    def loss(self, trajectory: Trajectory, *, again: bool = False) -> tuple[Tensor, Metrics]:
+        """Policy and value loss on imagined rollouts; also updates the return scale.
 
-        Policy: REINFORCE on the scaled advantage with an entropy bonus. Critic: two-hot
-        cross-entropy to the returns, and to those bootstrapped from the slow critic where there is
-        one. Every step is weighted by the product of the discounts before it.
+        The policy loss is REINFORCE on the scaled advantage, with an entropy bonus. The value loss
+        is the two-hot cross-entropy with the returns. With a slow critic, the cross-entropy with
+        the returns bootstrapped from it is added. Every step is weighted by the product of the
+        discounts before it.
+
+        To add a term: compute it here, give it a weight in ``loss_weights`` (a config key), and
+        name it in ``docs/metrics.md``.
+
+        Args:
+            trajectory: N rollouts of H steps.
+            again: the policy has already been updated on this trajectory. It then differs from the
+                policy that acted, and its loss is :func:`clipped_objective`.
+
+        Returns:
+            the weighted sum of the terms, a scalar, and the metrics.
         """
-        config, policy = self.config, self.policy
+        policy = self.policy
         weight = step_weights(trajectory.discount)  # (N, H)
         logits = self.critic(trajectory.deter, trajectory.latent)  # (N, H+1, C)
         value = self.two_hot.decode(logits.detach())  # (N, H+1)
@@ -91,20 +119,25 @@ class ActorCritic(nn.Module):
         entropy = policy.entropy(output)  # (N, H)
 
         returns = self._returns(trajectory, value, log_prob)
-        critic_error = self.two_hot.loss(logits[:, :-1], returns)
-        if self.slow_critic is not None:
-            slow_returns = self._returns(trajectory, self._slow_value(trajectory), log_prob)
-            critic_error = critic_error + self.two_hot.loss(logits[:, :-1], slow_returns)
+        critic_error = self._critic_error(trajectory, logits[:, :-1], returns, log_prob)
         scale = self.return_scale(returns)
         advantage = (returns - value[:, :-1]) / scale
+        if again:
+            ratio = (log_prob - trajectory.log_prob).exp()
+            objective = weight * clipped_objective(ratio, advantage, self.config.ClipRatio)
+        else:
+            objective = weight * log_prob * advantage
 
-        policy_loss = -(weight * log_prob * advantage).mean()
-        entropy_mean = (weight * entropy).mean()
-        value_loss = (weight * critic_error).mean()
-        total = policy_loss + value_loss - config.EntropyCoef * entropy_mean
+        shape = trajectory.reward.shape  # (N, H)
+        losses = {
+            "policy": -check_shape("policy", objective, shape).mean(),
+            "value": check_shape("value", weight * critic_error, shape).mean(),
+            "entropy": -check_shape("entropy", weight * entropy, shape).mean(),
+        }
+        total = weighted_sum(losses, self.loss_weights)
         return total, {
-            "policy_loss": policy_loss.detach(),
-            "value_loss": value_loss.detach(),
+            "policy_loss": losses["policy"].detach(),
+            "value_loss": losses["value"].detach(),
             "entropy": entropy.detach().mean(),
             "scale": scale,
             "lambda_return": returns.mean(),
@@ -113,13 +146,24 @@ class ActorCritic(nn.Module):
             "clipped_returns": self.two_hot.count_clipped(returns),
         }
 
+    def _critic_error(
+        self, trajectory: Trajectory, logits: Tensor, returns: Tensor, log_prob: Tensor
+    ) -> Tensor:
+        """Cross-entropy (N, H) of the critic's ``logits`` (N, H, C) with its return targets."""
+        error = self.two_hot.loss(logits, returns)
+        if self.slow_critic is not None:
+            slow_returns = self._returns(trajectory, self._slow_value(trajectory), log_prob)
+            error = error + self.two_hot.loss(logits, slow_returns)
+        return error
+
     @torch.no_grad()
     def _slow_value(self, trajectory: Trajectory) -> Tensor:
+        """The slow critic's values: (N, H+1)."""
         return self.two_hot.decode(self.slow_critic(trajectory.deter, trajectory.latent))
 
     @torch.no_grad()
     def update_slow_critic(self) -> None:
-        """Move the slow critic a share ``Tau`` of the way to the critic."""
+        """Move the slow critic towards the critic by the fraction ``Tau``."""
         if self.slow_critic is None:
             return
         slow = list(self.slow_critic.parameters())

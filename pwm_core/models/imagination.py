@@ -1,35 +1,13 @@
-"""Imagined rollouts: the world model runs on recurrently while the policy acts in it."""
+"""Imagined rollouts: the policy acts inside the world model, one recurrent step at a time."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
 
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.distributions import sample_index
-from pwm_core.models.world_model import Context, WorldModel
-
-
-class Trajectory(NamedTuple):
-    """N imagined rollouts of H steps.
-
-    Attributes:
-        deter: (N, H+1, D) float32 and
-        latent: (N, H+1, S) int64: the states, the start first.
-        action: (N, H) int64 or (N, H, A) float32, as the policy drew it (unclipped).
-        log_prob: (N, H) float32, of the policy that acted.
-        reward: (N, H) float32.
-        discount: (N, H) float32, gamma or 0 past a predicted end.
-    """
-
-    deter: Tensor
-    latent: Tensor
-    action: Tensor
-    log_prob: Tensor
-    reward: Tensor
-    discount: Tensor
+from pwm_core.models.types import Context, Trajectory
+from pwm_core.models.world_model import WorldModel
 
 
 @torch.no_grad()
@@ -42,9 +20,15 @@ def imagine(
 ) -> Trajectory:
     """``horizon`` recurrent steps from every state of ``context`` (PaMoRL, section 3.2).
 
-    The world model is to be in eval mode. No gradient flows.
+    Call it with the world model in eval mode. No gradient flows.
+
+    Args:
+        context: the N states to start from.
+        horizon: H.
+        gamma: discount of one agent step.
     """
-    policy, state = actor_critic.policy, context.recurrent_state(horizon)
+    policy = actor_critic.policy
+    state = context.history.start(context.steps, context.begins, horizon)
     deter, latent = context.deter.float(), context.latent
     deters, latents, outputs, actions = [deter], [latent], [], []
     for _ in range(horizon):
@@ -59,6 +43,6 @@ def imagine(
     action = torch.stack(actions, dim=1)  # (N, H) or (N, H, A)
     log_prob = policy.log_prob(torch.stack(outputs, dim=1), action)  # (N, H)
     deter = torch.stack(deters, dim=1)  # (N, H+1, D)
-    reward, goes_on = world_model.predict(deter[:, 1:])  # (N, H)
-    discount = gamma * goes_on.float()
+    reward, continues = world_model.predict(deter[:, 1:])  # (N, H)
+    discount = gamma * continues.float()
     return Trajectory(deter, torch.stack(latents, dim=1), action, log_prob, reward, discount)

@@ -1,4 +1,7 @@
-"""Building blocks: heads, codecs (encoder and decoder of one observation type), gated unit."""
+"""Building blocks: MLPs, layers that take a latent, the gated unit, and codecs.
+
+A codec is the encoder, the decoder and the reconstruction loss of one type of observation.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -34,7 +38,7 @@ def mlp(inputs: int, units: int, layers: int, act: str) -> nn.Sequential:
 
 
 def head(inputs: int, units: int, layers: int, act: str, outputs: int) -> nn.Sequential:
-    """An :func:`mlp` and a zero-initialised Linear (bias) to ``outputs``."""
+    """An :func:`mlp`, then a zero-initialised Linear (with bias) to ``outputs``."""
     last = nn.Linear(units, outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -42,15 +46,15 @@ def head(inputs: int, units: int, layers: int, act: str, outputs: int) -> nn.Seq
 
 
 BAGS = 1024
-"""Latents to a group whose gradients stay in cache while every row picks its own."""
+"""Latents per group, few enough for their gradients to stay in cache."""
 
 
 class _SumRows(torch.autograd.Function):
-    """:func:`sum_rows` on a CPU, with a gradient some five times faster than torch's."""
+    """:func:`sum_rows` on a CPU, with a gradient about five times faster than torch's."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
-        """(R, O), (N, S) -> (N, O)."""
+        """Table (S*K, outputs) and index (N, S) int64 -> (N, outputs)."""
         ctx.save_for_backward(index)
         ctx.rows = len(table)
         return F.embedding_bag(index, table, mode="sum")
@@ -58,7 +62,7 @@ class _SumRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """The other way round: each row sums up the gradients of the latents that it lies in."""
+        """The sum of the gradients of the latents that picked each row: (S*K, outputs)."""
         (index,) = ctx.saved_tensors
         count, slots = index.shape
         groups = -(-count // BAGS)
@@ -70,11 +74,17 @@ class _SumRows(torch.autograd.Function):
 
 
 def sum_rows(table: Tensor, index: Tensor) -> Tensor:
-    """The sum of rows of ``table`` (R, O) picked by ``index`` (N, ..., S) int64, no row twice:
-    (N, ..., O).
+    """Sum the rows of ``table`` that ``index`` picks.
 
-    It is the product of a multi-hot vector with ``table``; on a CPU picking the rows is some ten
-    times faster than multiplying by zeros.
+    This is the product of a multi-hot vector with ``table``. On a CPU, picking the rows is about
+    ten times faster than multiplying by zeros.
+
+    Args:
+        table: (S*K, outputs).
+        index: (..., S) int64, without repetition in the last dimension.
+
+    Returns:
+        (..., outputs).
     """
     if index.device.type == "cpu":
         flat = _SumRows.apply(table, index.flatten(0, -2))
@@ -84,10 +94,10 @@ def sum_rows(table: Tensor, index: Tensor) -> Tensor:
 
 
 class LatentLinear(nn.Module):
-    """Linear (no bias) of a vector and a latent of S categoricals with K classes.
+    """A linear layer without bias whose input is a vector and a latent.
 
-    Initialised as ``nn.Linear`` is. The weight is stored (inputs, outputs), so that the rows that a
-    one-hot latent picks lie contiguously.
+    It is initialised as ``nn.Linear``. Its weight has the shape (inputs + S*K, outputs), so that
+    each row that a one-hot latent picks is contiguous.
     """
 
     def __init__(self, inputs: int, stoch: int, classes: int, outputs: int) -> None:
@@ -100,7 +110,12 @@ class LatentLinear(nn.Module):
         self.register_buffer("offset", offset, persistent=False)
 
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
-        """(..., inputs) and a latent, as class indices (..., S) int64 or as a vector (..., S*K)."""
+        """The output (..., outputs) for a vector and a latent.
+
+        Args:
+            x: (..., inputs).
+            latent: class indices (..., S) int64, or vectors (..., S*K) floating.
+        """
         if latent.is_floating_point():
             return torch.cat([x, latent], dim=-1) @ self.weight
         return x @ self.weight[: self.inputs] + sum_rows(
@@ -119,21 +134,21 @@ class LatentNet(nn.Module):
         self.rest = nn.Sequential(norm, ACTIVATIONS[models.Act](), *rest)
 
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
-        """(..., inputs) and a latent as :class:`LatentLinear` takes it -> (..., outputs)."""
+        """A vector (..., inputs) and a latent, as for :class:`LatentLinear` -> (..., outputs)."""
         return self.rest(self.first(x, latent))
 
 
 def latent_head(models: Models, outputs: int) -> LatentNet:
-    """A :func:`head` over states (deter, latent)."""
+    """A :func:`head` whose input is a state (deter, latent)."""
     width, layers = models.Hidden, models.Agent.Layers
     return LatentNet(width, models, *head(width, width, layers - 1, models.Act, outputs))
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """As torch's; with running statistics it is one pass, where torch's is five times slower."""
+    """torch's BatchNorm, but in eval mode it is one pass and about five times faster."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C) -> (N, C)."""
+        """(N, features) -> (N, features)."""
         if self.training:
             return super().forward(x)
         scale = self.weight * (self.running_var + self.eps).rsqrt()
@@ -141,7 +156,7 @@ class BatchNorm1d(nn.BatchNorm1d):
 
 
 class GatedUnit(nn.Module):
-    """``LayerNorm(act(y W_a) * (y W_b) + y)``, dropout on the product (PaMoRL, section 3.1)."""
+    """``LayerNorm(act(y W_a) * (y W_b) + y)`` with dropout on the product (PaMoRL, section 3.1)."""
 
     def __init__(self, width: int, act: str, dropout: float = 0.0) -> None:
         super().__init__()
@@ -157,7 +172,7 @@ class GatedUnit(nn.Module):
 
 
 class Codec(Protocol):
-    """How one observation type enters and leaves the latent space."""
+    """Encoder, decoder and reconstruction loss of one type of observation."""
 
     encoder: nn.Module
     decoder: nn.Module
@@ -165,17 +180,17 @@ class Codec(Protocol):
     """Width of the encoder's output."""
 
     def prepare(self, obs: Tensor) -> Tensor:
-        """Stored observations (N, ...) -> what the encoder takes and the loss compares with."""
+        """Stored observations (N, ...) -> the encoder's input, which is also the loss's target."""
 
     def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
         """Reconstruction error of each observation: (N,) float32."""
 
     def frames(self, prepared: Tensor) -> Tensor | None:
-        """(N, H, W, C) uint8 to look at, or None where there is nothing to see."""
+        """Pictures (N, height, width, channels) uint8, or None if observations are no pictures."""
 
 
 class ImageCodec:
-    """64 x 64 images through stride-2 convolutions, channels last (PaMoRL, appendix)."""
+    """Stride-2 convolutions for images, in channels-last memory format (PaMoRL, appendix)."""
 
     def __init__(self, models: Models, obs_shape: tuple[int, int, int]) -> None:
         height, _, channels = obs_shape
@@ -208,42 +223,25 @@ class ImageCodec:
         return nn.Sequential(*modules).to(memory_format=torch.channels_last)
 
     def prepare(self, obs: Tensor) -> Tensor:
-        """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [0, 1], channels last in memory."""
-        return obs.permute(0, 3, 1, 2).float().div_(255)
+        """Stored images -> what the encoder takes.
+
+        Args:
+            obs: (N, height, width, channels) uint8.
+
+        Returns:
+            (N, channels, height, width) float32 in [0, 1], channels last in memory.
+        """
+        return rearrange(obs, "n h w c -> n c h w").float().div_(255)
 
     def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
-        """Half the squared error summed over C, H, W; values whose 8-bit quantisations already
-        agree count 0."""
+        """Half the squared error, summed over an image: (N,) float32.
+
+        A value counts 0 if it agrees with its target after rounding to 8 bits.
+        """
         error = F.hardshrink(decoded.float() - prepared, 0.5 / 255)
         return 0.5 * error.square().sum(dim=(1, 2, 3))
 
     def frames(self, prepared: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] -> (N, H, W, C) uint8."""
+        """(N, channels, height, width) in [0, 1] -> (N, height, width, channels) uint8."""
         pixels = prepared.detach().float().clamp(0, 1).mul(255).round()
-        return pixels.to(torch.uint8).permute(0, 2, 3, 1)
-
-
-class VectorCodec:
-    """Proprioceptive vectors through an MLP either way."""
-
-    def __init__(self, models: Models, obs_size: int) -> None:
-        config = models.WorldModel
-        units, layers = config.MLPUnits, config.MLPLayers
-        self.features = units
-        self.encoder = mlp(obs_size, units, layers, models.Act)
-        latent = models.Stoch * models.Discrete
-        self.decoder = nn.Sequential(
-            *mlp(latent, units, layers, models.Act), nn.Linear(units, obs_size)
-        )
-
-    def prepare(self, obs: Tensor) -> Tensor:
-        """(N, O) -> (N, O) float32."""
-        return obs.float()
-
-    def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
-        """Half the squared error summed over the vector."""
-        return 0.5 * (decoded.float() - prepared).square().sum(dim=-1)
-
-    def frames(self, prepared: Tensor) -> None:
-        """There is nothing to look at."""
-        return None
+        return rearrange(pixels.to(torch.uint8), "n c h w -> n h w c")

@@ -1,7 +1,8 @@
 """Return targets by scan: lambda-returns and PETE (PaMoRL, section 3.2).
 
-All tensors are (B, H) float32: ``reward[:, t]`` and ``discount[:, t]`` (gamma c_t, 0 past an end)
-follow the action of step t; ``value`` is (B, H + 1), the last entry the bootstrap.
+All tensors are (N, H) float32. ``reward[:, t]`` and ``discount[:, t]`` follow the action of step t;
+the discount is gamma c_t, which is 0 where an episode ends. ``value`` is (N, H+1), and its last
+entry is the bootstrap.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pwm_core.models.scan import linear_recurrence
 def lambda_return(
     reward: Tensor, discount: Tensor, value: Tensor, lambda_: float, *, scan: str = "odd_even"
 ) -> Tensor:
-    """``R_t = r_t + d_t [(1 - lambda) v_{t+1} + lambda R_{t+1}]``, ``R_H = v_H``: (B, H)."""
+    """``R_t = r_t + d_t [(1 - lambda) v_{t+1} + lambda R_{t+1}]`` with ``R_H = v_H``: (N, H)."""
     update = reward + (1 - lambda_) * discount * value[:, 1:]
     return linear_recurrence(lambda_ * discount, update, value[:, -1], reverse=True, backend=scan)
 
@@ -29,14 +30,14 @@ def pete_return(
     *,
     scan: str = "odd_even",
 ) -> Tensor:
-    """Parallelised eligibility-trace estimation: (B, H).
+    """Parallelised eligibility-trace estimation (PETE): (N, H).
 
     ``R_t = v_t + E_t`` with ``E_t = d_t lambda_t E_{t+1} + rho_t [r_t + d_t v_{t+1} - v_t]`` and
     ``E_H = 0``. With ``rho = 1`` and constant ``lambda`` it equals :func:`lambda_return`.
 
     Args:
-        lambda_: a number, or (B, H) one per step.
-        importance_ratio: (B, H) ``rho_t`` = pi(a_t) / mu(a_t); 1 when None.
+        lambda_: a number, or (N, H) with one per step.
+        importance_ratio: (N, H) ``rho_t`` = pi(a_t) / mu(a_t); 1 when None.
     """
     error = reward + discount * value[:, 1:] - value[:, :-1]
     if importance_ratio is not None:
@@ -46,6 +47,6 @@ def pete_return(
 
 
 def step_weights(discount: Tensor) -> Tensor:
-    """The product of the discounts before each step: (B, H), 1 at the first."""
+    """The product of the discounts before each step: (N, H), 1 at the first step."""
     before = torch.cat([torch.ones_like(discount[:, :1]), discount[:, :-1]], dim=1)
     return before.cumprod(dim=1)

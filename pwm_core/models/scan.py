@@ -1,4 +1,4 @@
-"""Linear recurrences over the sequence, computed in parallel.
+"""Linear recurrences over a sequence, computed in parallel.
 
 Two recurrences appear in PaMoRL, and both are scans of the associative operator
 ``(g_i, x_i) . (g_j, x_j) = (g_i g_j, g_j x_i + x_j)``:
@@ -7,12 +7,12 @@ Two recurrences appear in PaMoRL, and both are scans of the associative operator
   (:func:`linear_attention`; PaMoRL, section 3.1);
 - eligibility traces and lambda-returns, ``y_t = g_t y_{t-1} + x_t`` (:func:`linear_recurrence`).
 
-Backends, all with the same values and gradients:
+All backends give the same values and gradients:
 
 =============== =========================================== ================== ===============
 backend         how                                         depth              extra memory
 =============== =========================================== ================== ===============
-``sequential``  one step after the other: the oracle        T                  T states
+``sequential``  one step after the other: the reference     T                  T states
 ``odd_even``    Brent-Kung, the paper's                     2 log2 T           3 T states
 ``kogge_stone`` Hillis-Steele doubling                      log2 T             2 T log T states
 ``chunked``     matrix products between halves of chunks,   T / chunk +        T / chunk states
@@ -36,16 +36,17 @@ from torch import Tensor
 from pwm_core.errors import UserError
 
 BACKENDS = ("sequential", "odd_even", "kogge_stone", "chunked", "triton")
-"""Of :func:`linear_attention`."""
+"""The backends of :func:`linear_attention`."""
 KEPT_CHUNK = 16
-"""Longest chunk of states that are kept: reading one costs as many keys as a chunk has steps."""
+"""Largest chunk length when states are kept. Reading a state reads all keys of its chunk."""
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def available_backends(device: torch.device) -> tuple[str, ...]:
-    """Those of :data:`BACKENDS` that run on ``device``.
+    """The members of :data:`BACKENDS` that run on ``device``.
 
-    ``triton`` needs CUDA, or ``TRITON_INTERPRET=1`` for Triton's (slow) interpreter."""
+    ``triton`` needs CUDA, or ``TRITON_INTERPRET=1`` for Triton's (slow) interpreter.
+    """
     runs = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
     return BACKENDS if HAS_TRITON and runs else BACKENDS[:-1]
 
@@ -55,7 +56,7 @@ def check_backend(backend: str, device: torch.device) -> None:
 
     Raises:
         ValueError: unknown backend.
-        UserError: it needs another device, or a package that is missing.
+        UserError: the backend needs another device, or a package that is missing.
     """
     if backend not in BACKENDS:
         raise ValueError(f"scan backend {backend!r} is none of {', '.join(BACKENDS)}")
@@ -68,12 +69,12 @@ def check_backend(backend: str, device: torch.device) -> None:
 
 
 class AttentionOutput(NamedTuple):
-    """What :func:`linear_attention` returns.
+    """The result of :func:`linear_attention`.
 
     Attributes:
         output: (B, T, V) ``o_t``.
-        final_state: (B, K, V) ``S_T``.
-        states: every ``S_t``, or None when not asked for.
+        final_state: (B, E, V) ``S_T``.
+        states: every ``S_t``, or None without ``return_states``.
     """
 
     output: Tensor
@@ -83,19 +84,19 @@ class AttentionOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class States:
-    """Every ``S_t`` of a sequence, without writing them out where the backend need not.
+    """Every ``S_t`` of a sequence, in factors where the backend does not compute them in full.
 
-    A sequence is cut into n chunks of C steps; the state after step i of a chunk is that at the
-    chunk's start and the updates since, each decayed up to step i::
+    A sequence is cut into M chunks of L steps. The state after step i of a chunk is the sum of the
+    state at the chunk's start and of the updates up to step i, each decayed up to step i::
 
         S_i = diag(decay_i) start + sum_j keys_ij^T values_j
 
     Attributes:
-        length: T, of the n * C >= T steps.
-        start: (B, n, K, V).
-        decay: (B, n, C, K).
-        keys: (B, n, C, J, K), or None where the sum is empty.
-        values: (B, n, J, V), likewise.
+        length: T; the last of the M * L >= T steps are padding.
+        start: (B, M, E, V) the states at the starts of the chunks.
+        decay: (B, M, L, E) the decay since the chunk's start.
+        keys: (B, M, L, L, E) by i and j, 0 where j > i; None if ``start`` and ``decay`` are all.
+        values: (B, M, L, V) by j; None with ``keys``.
     """
 
     length: int
@@ -105,20 +106,13 @@ class States:
     values: Tensor | None = None
 
     def read(self, query: Tensor) -> Tensor:
-        """``query_t S_t`` for a ``query`` (B, n, C, K): (B, n, C, V)."""
+        """``query_t S_t`` for a ``query`` (B, M, L, E): (B, M, L, V)."""
         output = (query * self.decay) @ self.start
         if self.keys is not None:
-            # As rows times matrices: the other way round, bmm is eight times slower on a CPU.
-            scores = query.unsqueeze(-2) @ self.keys.transpose(-1, -2)  # (B, n, C, 1, J)
+            # A row times a matrix: a matrix times a column is eight times slower on a CPU.
+            scores = query.unsqueeze(-2) @ self.keys.transpose(-1, -2)  # (B, M, L, 1, L)
             output = output + scores.squeeze(-2) @ self.values
         return output
-
-    def dense(self) -> Tensor:
-        """All states written out: (B, T, K, V)."""
-        states = self.decay.unsqueeze(-1) * self.start.unsqueeze(2)  # (B, n, C, K, V)
-        if self.keys is not None:
-            states = states + torch.einsum("bncjk,bnjv->bnckv", self.keys, self.values)
-        return states.flatten(1, 2)[:, : self.length]
 
 
 # ---------------------------------------------------------------------- generic scans over dim 1
@@ -126,7 +120,7 @@ class States:
 
 def _scan_sequential(decay: Tensor, update: Tensor) -> Tensor:
     values: list[Tensor] = []
-    # unbind: its gradient is one stack; that of update[:, t] would fill all T steps for each.
+    # The gradient of unbind is one stack. That of update[:, t] would fill T steps for every t.
     for kept, gained in zip(decay.unbind(1), update.unbind(1), strict=True):
         values.append(gained + kept * values[-1] if values else gained)
     return torch.stack(values, dim=1)
@@ -149,7 +143,7 @@ def _scan_odd_even(decay: Tensor, update: Tensor) -> Tensor:
 
 
 def _scan_kogge_stone(decay: Tensor, update: Tensor) -> Tensor:
-    """Doubling: after step i every position holds the sum over the 2^i positions up to it."""
+    """After i doublings, every position holds the sum over the 2^i positions that end there."""
     length, distance = update.shape[1], 1
     while distance < length:
         shifted = decay[:, distance:] * update[:, :-distance] + update[:, distance:]
@@ -177,14 +171,14 @@ def linear_recurrence(
     """``y_t = decay_t * y_{t-1} + update_t`` for all t at once.
 
     Args:
-        decay: (B, T, ...) floating, broadcastable against ``update`` after the first two dims.
+        decay: (B, T, ...) floating; it broadcasts against ``update`` after the first two dims.
         update: (B, T, ...) floating.
         initial: (B, ...) the value before the first step; zeros when None.
-        reverse: run from the last step to the first (``y_t`` then follows ``y_{t+1}``).
+        reverse: run from the last step to the first: ``y_t`` follows from ``y_{t+1}``.
         backend: ``sequential``, ``odd_even`` or ``kogge_stone``.
 
     Returns:
-        (B, T, ...) every ``y_t``.
+        (B, T, ...) all ``y_t``.
 
     Raises:
         ValueError: unknown backend.
@@ -217,20 +211,20 @@ def linear_attention(
 ) -> AttentionOutput:
     """Linear attention with data-dependent decay (PaMoRL, section 3.1).
 
-    ``S_t = diag(g_t) S_{t-1} + k_t^T v_t``, ``o_t = q_t S_t``, with ``S_{t-1}`` replaced by zeros
-    where ``reset_t`` is set.
+    ``S_t = diag(g_t) S_{t-1} + k_t^T v_t`` and ``o_t = q_t S_t``. Where ``reset_t`` is set, zeros
+    take the place of ``S_{t-1}``.
 
     Args:
-        q, k: (B, T, K) queries and keys.
+        q, k: (B, T, E) queries and keys.
         v: (B, T, V) values.
-        log_decay: (B, T, K) ``log g_t``, at most 0.
+        log_decay: (B, T, E) ``log g_t``, at most 0.
         reset: (B, T) bool or 0/1, or None for no resets.
-        initial_state: (B, K, V) ``S_0``; zeros when None.
+        initial_state: (B, E, V) ``S_0``; zeros when None.
         backend: one of :data:`BACKENDS`.
-        chunk: chunk length of ``chunked``, rounded up to a power of two; at most
+        chunk: chunk length L of ``chunked``, rounded up to a power of two; at most
             :data:`KEPT_CHUNK` with ``return_states``.
-        return_states: also return every ``S_t``; ``triton``, which writes none, leaves that to
-            ``chunked``.
+        return_states: also return every ``S_t``. ``triton`` cannot, so ``chunked`` then computes
+            everything in its place.
 
     Raises:
         ValueError: unknown backend.
@@ -247,7 +241,7 @@ def linear_attention(
         from pwm_core.models.scan_triton import fused_recurrence
 
         return AttentionOutput(*fused_recurrence(q, k, v, decay, initial_state), None)
-    update = k.unsqueeze(-1) * v.unsqueeze(-2)  # (B, T, K, V)
+    update = k.unsqueeze(-1) * v.unsqueeze(-2)  # (B, T, E, V)
     states = linear_recurrence(decay.unsqueeze(-1), update, initial_state, backend=backend)
     output = (q.unsqueeze(-2) @ states).squeeze(-2)  # (B, T, V)
     kept = None
@@ -257,14 +251,14 @@ def linear_attention(
 
 
 class _Blocks(NamedTuple):
-    """Neighbouring blocks of h steps, each by itself: (B, n, m, ...), m to a chunk.
+    """Blocks of J consecutive steps, each computed on its own: (B, M, L/J, ...).
 
     Attributes:
-        scores: (..., h, h), how much step i reads of step j: ``q_i . k_j`` with the decays in
-            between; or (..., h, h, K), ``k_j`` with those decays. 0 where j > i.
-        queries: (..., h, K), ``q_i`` (or 1) with the decays from the block's start to step i.
-        keys: (..., h, K), ``k_j`` with the decays after step j to the block's end.
-        decay: (..., 1, K) over the whole block.
+        scores: (..., J, J) by i and j, how much step i reads of step j: ``q_i . k_j`` with the
+            decays in between; or (..., J, J, E), ``k_j`` with those decays. 0 where j > i.
+        queries: (..., J, E) by i, ``q_i`` (or 1) with the decays from the block's start to step i.
+        keys: (..., J, E) by j, ``k_j`` with the decays after step j up to the block's end.
+        decay: (..., 1, E) the decay over the whole block.
     """
 
     scores: Tensor
@@ -274,16 +268,16 @@ class _Blocks(NamedTuple):
 
 
 def _merge(blocks: _Blocks, product: Callable[[Tensor, Tensor], Tensor]) -> _Blocks:
-    """Pairs of neighbours into blocks of 2h steps: the right one reads the left one.
+    """Merge pairs of neighbouring blocks into blocks of 2J steps; the right one reads the left one.
 
-    Decays are only ever multiplied, queries by those since the border and keys by those before it:
-    nothing overflows, a decay of 0 (a reset) is as good as any, and no small difference of large
-    logarithms is taken.
+    Decays are only multiplied, never divided: queries by the decays since the border and keys by
+    the decays before it. Nothing overflows, a decay of 0 (a reset) needs no special case, and no
+    precision is lost in differences of large logarithms.
     """
     (scores, right_scores), (queries, right), (left, keys), (decay, right_decay) = (
         x.unflatten(2, (-1, 2)).unbind(3) for x in blocks
     )
-    across = product(right, left)  # (..., h, h) or (..., h, h, K)
+    across = product(right, left)  # (..., J, J) or (..., J, J, E)
     above = torch.cat([scores, torch.zeros_like(scores)], dim=4)
     below = torch.cat([across, right_scores], dim=4)
     return _Blocks(
@@ -295,13 +289,39 @@ def _merge(blocks: _Blocks, product: Callable[[Tensor, Tensor], Tensor]) -> _Blo
 
 
 def _read_keys(queries: Tensor, keys: Tensor) -> Tensor:
-    """(..., h, K) and (..., h, K) -> (..., h, h)."""
+    """(..., J, E) and (..., J, E) -> (..., J, J)."""
     return queries @ keys.transpose(-1, -2)
 
 
 def _decay_keys(decay: Tensor, keys: Tensor) -> Tensor:
-    """(..., h, K) and (..., h, K) -> (..., h, h, K)."""
+    """(..., J, E) and (..., J, E) -> (..., J, J, E)."""
     return decay.unsqueeze(-2) * keys.unsqueeze(-3)
+
+
+def _split(x: Tensor, chunks: int, chunk: int, fill: float = 0.0) -> Tensor:
+    """Cut ``x`` (B, T, ...) into M chunks of L steps: (B, M, L, ...).
+
+    Missing steps are filled with ``fill``, with which they change nothing.
+    """
+    padding = chunks * chunk - x.shape[1]
+    if padding:
+        x = torch.cat([x, x.new_full((x.shape[0], padding, *x.shape[2:]), fill)], 1)
+    return x.reshape(x.shape[0], chunks, chunk, *x.shape[2:])
+
+
+def _pass_states(update: Tensor, carry: Tensor, initial_state: Tensor | None) -> list[Tensor]:
+    """The states (B, E, V) at the start of each chunk, and last that at the end.
+
+    Args:
+        update: (B, M, E, V) what each chunk adds to the state.
+        carry: (B, M, 1, E) the decay over each chunk.
+        initial_state: (B, E, V); zeros when None.
+    """
+    states = [update.new_zeros(update[:, 0].shape) if initial_state is None else initial_state]
+    # The gradient of unbind is one stack. That of update[:, m] would fill M chunks for every m.
+    for gained, kept in zip(update.unbind(1), carry.transpose(-1, -2).unbind(1), strict=True):
+        states.append(torch.addcmul(gained, kept, states[-1]))
+    return states
 
 
 def _chunked_attention(
@@ -313,24 +333,18 @@ def _chunked_attention(
     chunk: int,
     return_states: bool,
 ) -> AttentionOutput:
-    """Single steps are merged to chunks of C, log2 C times, then one state a chunk is handed on.
+    """Merge single steps into chunks of L steps, log2 L times, then pass a state along the chunks.
 
-    With ``G_ji`` the product of the decays after step j up to step i, 0 being the chunk's start::
+    ``G_ji`` is the product of the decays after step j up to step i, and 0 is the chunk's start::
 
         o_i = (q_i G_0i) S_0 + sum_{j<=i} (q_i . k_j G_ji) v_j
     """
-    batch, length = q.shape[:2]
-    chunk = 1 << (min(chunk, length) - 1).bit_length()  # halves of halves
-    padding = -length % chunk
-    count = (length + padding) // chunk
-
-    def split(x: Tensor, fill: float = 0.0) -> Tensor:
-        """(B, T, ...) -> (B, n, C, ...); padded steps change nothing."""
-        x = torch.cat([x, x.new_full((batch, padding, *x.shape[2:]), fill)], 1) if padding else x
-        return x.reshape(batch, count, chunk, *x.shape[2:])
-
-    q, k, v, decay = split(q), split(k), split(v), split(decay, 1.0)
-    if return_states:  # the keys themselves are kept, for queries to come
+    length = q.shape[1]
+    chunk = 1 << (min(chunk, length) - 1).bit_length()  # the next power of two
+    chunks = -(-length // chunk)
+    q, k, v = (_split(x, chunks, chunk) for x in (q, k, v))
+    decay = _split(decay, chunks, chunk, 1.0)
+    if return_states:  # later queries need the keys, so they are kept instead of the scores
         scores, queries, product = k.unsqueeze(3), decay, _decay_keys
     else:
         scores, queries, product = (q * k).sum(-1, keepdim=True), q * decay, _read_keys
@@ -339,15 +353,12 @@ def _chunked_attention(
         blocks = _merge(blocks, product)
     scores, queries, keys, carry = (x.squeeze(2) for x in blocks)
 
-    update = keys.transpose(-1, -2) @ v  # (B, n, K, V)
-    starts = [q.new_zeros(update[:, 0].shape) if initial_state is None else initial_state]
-    # unbind: its gradient is one stack; that of update[:, n] would fill all n chunks for each.
-    for gained, kept in zip(update.unbind(1), carry.transpose(-1, -2).unbind(1), strict=True):
-        starts.append(torch.addcmul(gained, kept, starts[-1]))
-    start = torch.stack(starts[:-1], dim=1)  # (B, n, K, V)
+    update = keys.transpose(-1, -2) @ v  # (B, M, E, V)
+    *starts, final_state = _pass_states(update, carry, initial_state)
+    start = torch.stack(starts, dim=1)  # (B, M, E, V)
     if return_states:
         states = States(length, start, queries, scores, v)
         output = states.read(q)
     else:
         states, output = None, queries @ start + scores @ v
-    return AttentionOutput(output.flatten(1, 2)[:, :length], starts[-1], states)
+    return AttentionOutput(output.flatten(1, 2)[:, :length], final_state, states)

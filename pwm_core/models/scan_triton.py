@@ -1,24 +1,25 @@
-"""Linear attention as one Triton kernel forward and one backward: the backend ``triton``.
+"""Linear attention as two Triton kernels, one forward and one backward: the backend ``triton``.
 
-A program takes one sequence and a block of V columns and goes over the T steps with its (K, block)
-part of the state in registers, so that no state is written but one every ``stride`` steps, and that
-only where a gradient follows::
+A program computes one sequence and a block of the V columns. It loops over the T steps and keeps
+its (E, block) part of the state in registers::
 
     S_t = diag(g_t) S_{t-1} + k_t^T v_t,    o_t = q_t S_t
 
-With ``dS_t`` the gradient of everything from step t on with respect to ``S_t``, resets being steps
-of ``g_t = 0``::
+Only one state every ``stride`` steps is written to memory, and only if a gradient is needed.
+
+``dS_t`` is the gradient with respect to ``S_t`` of everything from step t on. At a reset ``g_t`` is
+0::
 
     dS_t = q_t^T do_t + diag(g_{t+1}) dS_{t+1}
     dq_t = S_t do_t,    dk_t = dS_t v_t,    dv_t = k_t dS_t,    dg_t = (dS_t * S_{t-1}) 1
 
-``dg_t`` needs the state and its gradient at once, so the states are computed again between kept
-ones. Without them, ``g_t dg_t`` is also a running sum of ``q_i dq_i - k_i dk_i`` from the end, but
-that leaves small numbers over from large ones: in float32 the gradient of ``log g`` was wrong by
-2 % of its norm at decays around e^-10 and by forty times it around e^-20 (T = 1024; as written
-above by 1e-6 at most).
+``dg_t`` needs the state and its gradient at the same time, so the backward kernel recomputes the
+states between the kept ones. The alternative without states is that ``g_t dg_t`` is a running sum
+of ``q_i dq_i - k_i dk_i`` from the end. That sum loses its precision by cancellation: in float32
+the error of the gradient of ``log g`` was 2 % of its norm at decays around e^-10, and forty times
+its norm around e^-20 (T = 1024). With the equations above it was at most 1e-6.
 
-This module imports triton; only the backend ``triton`` may import this module.
+This module imports triton, so only the backend ``triton`` may import it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import triton.language as tl
 from torch import Tensor
 
 MOST_COLUMNS = 16
-"""Most columns of a state that one program holds."""
+"""Largest number of a state's columns that one program holds."""
 
 
 @triton.jit
@@ -105,7 +106,7 @@ def _backward_kernel(
     in_keys, in_values = keys < width, values < columns
     tile = keys[:, None] * columns + values[None, :]
     in_tile = in_keys[:, None] & in_values[None, :]
-    # d_q, d_k and d_decay sum over V: each block of columns writes a part of its own.
+    # d_q, d_k and d_decay are sums over V. Each block of columns writes its own partial sum.
     rows = (tl.program_id(1) * tl.num_programs(0) + batch) * length
 
     count = tl.cdiv(length, stride)
@@ -154,7 +155,7 @@ def _backward_kernel(
 
 
 def _layout(k: Tensor, v: Tensor) -> tuple[int, tuple[int, int], dict[str, int]]:
-    """Steps between kept states, the grid and the sizes that a kernel is compiled for."""
+    """The number of steps between kept states, the grid, and the kernels' compile-time sizes."""
     (batch, length, width), columns = k.shape, v.shape[-1]
     # About sqrt(T) states are kept, and as many are recomputed at a time.
     stride = math.isqrt(length - 1) + 1
@@ -165,14 +166,15 @@ def _layout(k: Tensor, v: Tensor) -> tuple[int, tuple[int, int], dict[str, int]]
     return stride, (batch, triton.cdiv(columns, block)), sizes
 
 
-# Opaque to torch.compile, which calls them as they are; nothing in them waits for the device.
+# torch.compile treats these operators as opaque. Nothing in them waits for the device.
 @torch.library.custom_op("pamorl::recurrence", mutates_args=())
 def _recurrence(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, initial: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs (B, T, V), final states (B, K, V), kept states (B, n, K, V); n is 0 if not ``keep``.
+    """Outputs (B, T, V), final states (B, E, V) and kept states (B, T / stride, E, V).
 
-    All tensors must be contiguous."""
+    Without ``keep`` the last has the shape (B, 0, E, V). All tensors must be contiguous.
+    """
     output, final, kept = _recurrence_shapes(q, k, v, decay, initial, keep)
     stride, grid, sizes = _layout(k, v)
     with torch.cuda.device_of(q):
@@ -204,7 +206,7 @@ def _recurrence_backward(
     d_output: Tensor,
     d_final: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and g, stacked (3, B, T, K); of v (B, T, V); of S_0 (B, K, V)."""
+    """The gradients of q, k and g, stacked (3, B, T, E), of v (B, T, V) and of S_0 (B, E, V)."""
     stride, grid, sizes = _layout(k, v)
     parts = k.new_empty(3, grid[1], *k.shape)
     d_v, d_initial = torch.empty_like(v), torch.empty_like(d_final)
@@ -233,7 +235,7 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:4], output[2])
-    ctx.set_materialize_grads(False)  # zeros as large as the kept states, for nothing
+    ctx.set_materialize_grads(False)  # avoid allocating zero gradients
 
 
 def _differentiate(
@@ -256,14 +258,16 @@ def fused_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """``o_t = q_t S_t`` with ``S_t = diag(g_t) S_{t-1} + k_t^T v_t``; differentiable once.
 
+    All tensors have one dtype, and the state is computed in it.
+
     Args:
-        q, k: (B, T, K), of one type with the others, which is also that of the state.
+        q, k: (B, T, E).
         v: (B, T, V).
-        decay: (B, T, K) ``g_t``, 0 where the state is forgotten.
-        initial_state: (B, K, V) ``S_0``; zeros when None.
+        decay: (B, T, E) ``g_t``, 0 where the state is reset.
+        initial_state: (B, E, V) ``S_0``; zeros when None.
 
     Returns:
-        (B, T, V) ``o_t`` and (B, K, V) ``S_T``.
+        (B, T, V) ``o_t`` and (B, E, V) ``S_T``.
     """
     if initial_state is None:
         initial_state = v.new_zeros(v.shape[0], k.shape[-1], v.shape[-1])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,63 +19,10 @@ from pwm_core.models.distributions import (
     straight_through_sample,
     unimix_probs,
 )
-from pwm_core.models.linear_attention import (
-    BlockStates,
-    ImaginedMemory,
-    RecurrentState,
-    SequenceModel,
-)
+from pwm_core.models.losses import check_shape, weighted_sum
 from pwm_core.models.networks import NORM_EPS, BatchNorm1d, Codec, GatedUnit, head
-
-Metrics = dict[str, Tensor]
-
-
-class Batch(NamedTuple):
-    """Replayed sequences, on the training device.
-
-    Attributes:
-        obs: (B, T, *observation_shape) as stored.
-        action: (B, T) int64 or (B, T, A) float32, taken at ``obs``.
-        reward: (B, T) float32 and
-        done: (B, T) bool, what followed the action.
-        is_first: (B, T) bool, ``obs`` begins an episode.
-    """
-
-    obs: Tensor
-    action: Tensor
-    reward: Tensor
-    done: Tensor
-    is_first: Tensor
-
-
-class Context(NamedTuple):
-    """Where imagination starts: N replayed states.
-
-    Attributes:
-        latent: (N, S) int64, classes of the posterior's ``z_{t+1}``.
-        deter: (N, D) ``deter_t``, zeros where step t+1 begins an episode.
-        begins: (N,) bool, where it does; the state after step t then counts as zeros.
-        steps: those steps t of every sequence, N = B * their number.
-        states: per block, the states after every step of the sequences.
-    """
-
-    latent: Tensor
-    deter: Tensor
-    begins: Tensor
-    steps: slice
-    states: list[BlockStates]
-
-    def recurrent_state(self, horizon: int) -> RecurrentState:
-        """The sequence model's state at every start, ready for ``horizon`` imagined steps."""
-        mask = self.begins.unsqueeze(-1)
-        previous = [
-            block.previous[:, self.steps].flatten(0, 1).masked_fill(mask, 0.0)
-            for block in self.states
-        ]
-        memories = [
-            ImaginedMemory(block.memory, self.steps, self.begins, horizon) for block in self.states
-        ]
-        return RecurrentState(previous, memories)
+from pwm_core.models.sequence_models import make_sequence_model
+from pwm_core.models.types import Batch, Context, Metrics
 
 
 class WorldModel(nn.Module):
@@ -86,35 +31,41 @@ class WorldModel(nn.Module):
     Args:
         models: sizes and loss scales.
         codec: encoder, decoder and reconstruction loss of the domain's observations.
-        policy: how actions are encoded, and how wide that is.
+        policy: encodes the actions.
     """
 
     def __init__(self, models: Models, codec: Codec, policy: Policy) -> None:
         super().__init__()
-        config, agent = models.WorldModel, models.Agent
+        config, width, layers = models.WorldModel, models.Hidden, models.Agent.Layers
         self.config, self.codec, self.policy = config, codec, policy
-        self.stoch, self.classes = models.Stoch, models.Discrete
-        latent, width = models.Stoch * models.Discrete, models.Hidden
-        self.latent, self.width = latent, width
+        self.stoch, self.classes, self.width = models.Stoch, models.Discrete, width
+        latent_width = models.Stoch * models.Discrete
         self.encoder, self.decoder = codec.encoder, codec.decoder
-        self.posterior = nn.Sequential(nn.Linear(codec.features, latent, bias=False))
+        self.posterior = nn.Sequential(nn.Linear(codec.features, latent_width, bias=False))
         if config.PosteriorNorm:
-            self.posterior.append(BatchNorm1d(latent, eps=NORM_EPS))
-        self.sequence = SequenceModel(models, policy.num_actions)
+            self.posterior.append(BatchNorm1d(latent_width, eps=NORM_EPS))
+        self.sequence = make_sequence_model(models, policy.num_actions)
         self.prior = nn.Sequential(
-            GatedUnit(width, config.BlockAct),
-            nn.Linear(width, latent),
-            BatchNorm1d(latent, eps=NORM_EPS),
+            GatedUnit(width, config.BlockAct, config.PriorDropout),
+            nn.Linear(width, latent_width),
+            BatchNorm1d(latent_width, eps=NORM_EPS),
         )
         for logits in (self.posterior, self.prior):
             if isinstance(logits[-1], BatchNorm1d):
                 nn.init.constant_(logits[-1].weight, config.LatentGain)
-        self.reward_head = head(width, width, agent.Layers, models.Act, models.NumBin)
-        self.done_head = head(width, width, agent.Layers, models.Act, 1)
+        self.reward_head = head(width, width, layers, models.Act, models.NumBin)
+        self.done_head = head(width, width, layers, models.Act, 1)
         self.two_hot = SymlogTwoHot(models.NumBin, models.MaxBin)
+        self.loss_weights = {
+            "recon": 1.0,
+            "reward": 1.0,
+            "done": 1.0,
+            "dyn": config.DynScale,
+            "rep": config.RepScale,
+        }
 
     def _probs(self, logits: Tensor) -> Tensor:
-        """(N, S*K) logits -> (N, S, K) float32 probabilities with the uniform mixed in."""
+        """Logits (N, S*K) -> probabilities (N, S, K) float32, mixed with a uniform."""
         return unimix_probs(logits.view(-1, self.stoch, self.classes), self.config.Unimix)
 
     def encode(self, prepared: Tensor) -> Tensor:
@@ -123,41 +74,45 @@ class WorldModel(nn.Module):
 
     def predict_latent(self, deter: Tensor) -> Tensor:
         """The prior ``p(z_{t+1} | deter_t)``: (N, D) -> probabilities (N, S, K)."""
-        return self._probs(self.prior(deter))
+        return self._probs(self.config.PriorGain * self.prior(deter))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Class indices (N, S) int64 -> decoded observations (N, ...)."""
         return self.decoder(one_hot(latent, self.classes).flatten(1))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The training objective (PaMoRL, equation 7) and its parts."""
+        """The training objective (PaMoRL, equation 7), a scalar, and its terms as metrics.
+
+        To add a term: compute it here, give it a weight in ``loss_weights`` (a config key), and
+        name it in ``docs/metrics.md``.
+        """
         size, length = batch.is_first.shape
         prepared = self.codec.prepare(batch.obs.flatten(0, 1))
         post = self.encode(prepared)  # (B*T, S, K)
-        stoch = straight_through_sample(post).flatten(1)  # (B*T, S*K)
-        recon_loss = self.codec.loss(self.decoder(stoch), prepared).mean()
+        latent = straight_through_sample(post).flatten(1)  # (B*T, S*K)
+        recon_loss = self.codec.loss(self.decoder(latent), prepared)  # (B*T,)
         deter, _ = self.sequence(
-            stoch.view(size, length, -1), self.policy.encode(batch.action), batch.is_first
+            latent.view(size, length, -1), self.policy.encode(batch.action), batch.is_first
         )
-        flat = deter.flatten(0, 1)  # (B*T, D)
-        prior = self.predict_latent(flat)
-        reward_loss = self.two_hot.loss(self.reward_head(flat), batch.reward.flatten()).mean()
-        done_logit = self.done_head(flat).squeeze(-1).float()
+        deter = deter.flatten(0, 1)  # (B*T, D)
+        prior = self.predict_latent(deter)  # (B*T, S, K)
+        reward_loss = self.two_hot.loss(self.reward_head(deter), batch.reward.flatten())  # (B*T,)
+        done_logit = self.done_head(deter).squeeze(-1).float()  # (B*T,)
         done_loss = F.binary_cross_entropy_with_logits(done_logit, batch.done.flatten().float())
         dyn_loss, rep_loss, real_kl = self._kl_losses(
             log_probs(post).view(size, length, self.stoch, -1),
             log_probs(prior).view(size, length, self.stoch, -1),
             batch.is_first,
         )
-        config = self.config
-        total = recon_loss + reward_loss + done_loss
-        total = total + config.DynScale * dyn_loss + config.RepScale * rep_loss
-        metrics = {
-            "recon_loss": recon_loss,
-            "reward_loss": reward_loss,
-            "done_loss": done_loss,
-            "dyn_loss": dyn_loss,
-            "rep_loss": rep_loss,
+        losses = {
+            "recon": check_shape("recon", recon_loss, (size * length,)).mean(),
+            "reward": check_shape("reward", reward_loss, (size * length,)).mean(),
+            "done": done_loss,
+            "dyn": dyn_loss,
+            "rep": rep_loss,
+        }
+        total = weighted_sum(losses, self.loss_weights)
+        metrics = {f"{name}_loss": value for name, value in losses.items()} | {
             "real_kl": real_kl,
             "vae_ent": categorical_entropy(log_probs(post.detach())).sum(-1).mean(),
             "total_loss": total,
@@ -168,12 +123,16 @@ class WorldModel(nn.Module):
     def _kl_losses(
         self, post: Tensor, prior: Tensor, is_first: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Dynamics and representation loss, and the bare KL, over pairs (t, t+1) of one episode.
+        """Dynamics loss, representation loss and the KL without free bits, three scalars.
 
-        ``post`` and ``prior`` are (B, T, S, K) log-probabilities, ``is_first`` (B, T).
+        They are means over the pairs of steps (t, t+1) that lie in one episode.
+
+        Args:
+            post, prior: (B, T, S, K) log-probabilities.
+            is_first: (B, T) bool.
         """
         post, prior = post[:, 1:], prior[:, :-1]
-        inside = (~is_first[:, 1:]).float()  # pairs that straddle a boundary take no part
+        inside = (~is_first[:, 1:]).float()  # (B, T-1); 0 where step t+1 begins an episode
         count = inside.sum().clamp_min(1)
 
         def mean(kl: Tensor) -> Tensor:
@@ -185,22 +144,25 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def context(self, batch: Batch, starts: int) -> Context:
-        """Replayed states to imagine from: those before the last ``starts`` steps of each
-        sequence (the very first step of a sequence has none before it). Call in eval mode."""
+        """The states before the last ``starts`` steps of each sequence, to imagine from.
+
+        The first step of a sequence has no state before it, so there are at most T-1 of them in a
+        sequence. Call it in eval mode.
+        """
         size, length = batch.is_first.shape
         starts = min(starts, length - 1)
         post = self.encode(self.codec.prepare(batch.obs.flatten(0, 1)))
         latent = sample_index(post).view(size, length, -1)
         action = self.policy.encode(batch.action)
-        deter, states = self.sequence(
-            latent[:, :-1], action[:, :-1], batch.is_first[:, :-1], return_states=True
+        deter, history = self.sequence(
+            latent[:, :-1], action[:, :-1], batch.is_first[:, :-1], return_history=True
         )
         begins = batch.is_first[:, length - starts :].flatten()  # (N,)
         steps = slice(length - 1 - starts, length - 1)
         deter = deter[:, steps].flatten(0, 1).masked_fill(begins.unsqueeze(-1), 0.0)
-        return Context(latent[:, length - starts :].flatten(0, 1), deter, begins, steps, states)
+        return Context(latent[:, length - starts :].flatten(0, 1), deter, begins, steps, history)
 
     def predict(self, deter: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., D) -> expected reward (...) float32 and whether the episode goes on (...) bool."""
+        """``deter`` (..., D) -> reward (...) float32, and (...) bool: the episode continues."""
         reward = self.two_hot.decode(self.reward_head(deter))
         return reward, self.done_head(deter).squeeze(-1) < 0

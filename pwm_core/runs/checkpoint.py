@@ -1,4 +1,4 @@
-"""What an interrupted run goes on from, exactly.
+"""What a run continues from, exactly: after an interruption, or when it is extended.
 
 ::
 
@@ -7,9 +7,11 @@
                               either exists whole or not at all
       resume/<step>.pt        optimisers, counters, random states, running episodes
       checkpoints/<step>.pt   the weights, which evaluation reads too
-      replay/<from>-<to>.pt   transitions, each file written once
+      replay/<from>-<to>.pt   transitions, deflated, each file written once
 
-A point needs the transitions since the one before only, however much the replay holds.
+A point writes only the transitions since the previous point. Deflated, the frames of random play
+take 1/25 (Kung-Fu Master) to 1/68 (Pong) of their memory. The last point of a finished run is kept,
+so that the run can be extended.
 """
 
 from __future__ import annotations
@@ -21,18 +23,32 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from pwm_core.errors import UserError
 from pwm_core.runs.files import numbers, read_tensors, sha256, write_tensors, write_text
-from pwm_core.training.replay_buffer import ReplayBuffer
 
 POINTS = 2
 """Points kept: should the newest be damaged, the one before serves."""
 FILE = re.compile(r"(checkpoints|resume|replay)/[0-9]{9,}(-[0-9]{9,})?\.pt")
 """What a manifest may name."""
+
+
+class Transitions(Protocol):
+    """What is saved of a replay; see ``pwm_core.training.replay_buffer.ReplayBuffer``.
+
+    Attributes:
+        total: steps of each environment stored since the run began.
+        size: steps of each environment still held.
+    """
+
+    total: int
+    size: int
+
+    def read(self, first: int, last: int) -> dict[str, Tensor]:
+        """The steps [first, last) of every environment, counted from the run's first."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +61,19 @@ class Chunk:
 
     @property
     def file(self) -> str:
-        """Relative to the run's folder."""
+        """The path relative to the run's folder."""
         return f"replay/{self.first:09d}-{self.last:09d}.pt"
 
 
 @dataclass
 class Point:
-    """One manifest: ``files`` are relative to the run's folder."""
+    """The content of a manifest.
+
+    Attributes:
+        step: agent steps so far.
+        files: paths relative to the run's folder, each with its SHA-256.
+        chunks: the transitions.
+    """
 
     step: int
     files: dict[str, str]
@@ -63,7 +85,7 @@ class Point:
 
 
 def _digest(point: dict[str, Any]) -> str:
-    """Of what a manifest says."""
+    """The SHA-256 of a manifest's content, which it also holds."""
     return hashlib.sha256(json.dumps(point).encode()).hexdigest()
 
 
@@ -71,19 +93,24 @@ class ResumePoints:
     """Writes and reads the points of one run.
 
     Args:
-        folder: the run's.
-        keep: points to keep.
+        folder: the run's folder.
+        keep: how many of the newest points to keep.
     """
 
     def __init__(self, folder: Path, keep: int = POINTS) -> None:
         self.folder, self.keep = folder, keep
         self._chunks: list[Chunk] = []
 
-    def save(self, step: int, files: dict[str, str], state: Any, replay: ReplayBuffer) -> None:
-        """Write the point of ``step``; ``files`` are those already written for it.
+    def save(self, step: int, files: dict[str, str], state: Any, replay: Transitions) -> None:
+        """Write the point of ``step``.
+
+        Args:
+            files: files that belong to the point and are already written, with their SHA-256.
+            state: everything but the weights and the replay; tensors and plain values.
+            replay: its transitions since the previous point are written.
 
         Raises:
-            OSError: it cannot be written; the points before are untouched.
+            OSError: the point cannot be written. Earlier points are untouched.
         """
         self._save_transitions(replay)
         name = f"resume/{step:09d}.pt"
@@ -97,13 +124,14 @@ class ResumePoints:
         write_text(self._manifest(step), json.dumps(manifest) + "\n")
         self._prune()
 
-    def _save_transitions(self, replay: ReplayBuffer) -> None:
-        """Write those that no chunk holds yet, and forget chunks that the ring has dropped."""
+    def _save_transitions(self, replay: Transitions) -> None:
+        """Write transitions that are in no chunk yet; forget chunks that the replay has dropped."""
         oldest = replay.total - replay.size
         first = max(oldest, self._chunks[-1].last if self._chunks else 0)
         if first < replay.total:
             chunk = Chunk(first, replay.total, "")
-            digest = write_tensors(self.folder / chunk.file, replay.read(first, replay.total))
+            fields = replay.read(first, replay.total)
+            digest = write_tensors(self.folder / chunk.file, fields, compress=True)
             self._chunks.append(Chunk(first, replay.total, digest))
         self._chunks = [chunk for chunk in self._chunks if chunk.last > oldest]
 
@@ -111,11 +139,11 @@ class ResumePoints:
         return self.folder / "resume" / f"{step:09d}.json"
 
     def steps(self) -> list[int]:
-        """Of the points, ascending; nothing is checked."""
+        """The steps of all points, ascending. Their files are not checked."""
         return numbers(self.folder / "resume", ".json")
 
     def _prune(self) -> None:
-        """Remove old points, and what only they needed."""
+        """Remove old points and the files that only they need."""
         for step in self.steps()[: -self.keep]:
             self._manifest(step).unlink()
         needed = self.needed()
@@ -125,10 +153,10 @@ class ResumePoints:
                     path.unlink()
 
     def needed(self) -> set[str]:
-        """The files of all points, relative to the run's folder."""
+        """The files that any point needs, relative to the run's folder."""
         names: set[str] = set()
         for step in self.steps():
-            # What is damaged will be said when someone wants to go on from it.
+            # Damage is reported when a run is to continue from the point.
             with contextlib.suppress(UserError):
                 names |= self._read(step).all_files().keys()
         return names
@@ -149,7 +177,7 @@ class ResumePoints:
         return point
 
     def _check(self, step: int) -> Point:
-        """The point of ``step``, every file of it verified.
+        """Read the point of ``step`` and verify the checksum of each of its files.
 
         Raises:
             UserError: names what is damaged or missing.
@@ -166,10 +194,10 @@ class ResumePoints:
         return point
 
     def newest(self) -> Point | None:
-        """The newest point that is whole, or None where there is none at all.
+        """The newest undamaged point, or None if there are no points.
 
         Raises:
-            UserError: there are points, but every one is damaged.
+            UserError: there are points, and all are damaged.
         """
         reasons = []
         for step in reversed(self.steps()):
@@ -186,26 +214,25 @@ class ResumePoints:
             return point
         if reasons:
             raise UserError(
-                f"there is nothing whole to go on from in {self.folder / 'resume'}: {reasons[0]}; "
+                f"there is no undamaged checkpoint to continue from in {self.folder / 'resume'}: "
+                f"{reasons[0]}; "
                 "move the run's folder away to start afresh"
             )
         return None
 
     def state(self, point: Point) -> Any:
-        """What ``save`` got as ``state``; tensors in host memory."""
+        """The ``state`` that :meth:`save` was given; its tensors are in host memory."""
         return read_tensors(self.folder / f"resume/{point.step:09d}.pt")
 
     def transitions(self, point: Point) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """First step and fields of every chunk, in order."""
+        """The first step and the fields (N, steps, ...) of every chunk, in order."""
         for chunk in point.chunks:
             yield chunk.first, read_tensors(self.folder / chunk.file)
 
-    def clear(self) -> None:
-        """Remove all points: the run has ended."""
-        for step in self.steps():
+    def finish(self) -> None:
+        """At the end of the run, keep only the newest point, from which the run can be extended."""
+        for step in self.steps()[:-1]:
             self._manifest(step).unlink()
-        self._chunks = []
         self._prune()
-        for name in ("resume", "replay"):
-            with contextlib.suppress(OSError):  # a replay on disk leaves its own files there
-                (self.folder / name).rmdir()
+        for path in self.folder.glob("replay/*.bin"):  # what the replay kept on disk to sample from
+            path.unlink()

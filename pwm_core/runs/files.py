@@ -1,10 +1,14 @@
-"""Writing files so that a crash leaves the old or the new one, never half of it."""
+"""Reading and writing files. A crash while writing leaves the old file or the new one, whole."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import os
+import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +22,7 @@ from pwm_core.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` when the block ends well, and is removed when not."""
+    """Yield a temporary path that replaces ``path`` if the block succeeds, or else is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -28,10 +32,27 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync_directory(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk names none
+        if not error.filename:  # a full disk names none
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on ``folder``, which is made if it is missing; wait until it is free.
+
+    On file systems that cannot lock a folder (some network ones) nothing is locked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -41,7 +62,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Make the new name as durable as the content."""
+    """Make a renamed file's new name survive a power failure, as its content does."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,30 +76,46 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_tensors(path: Path, content: Any) -> str:
-    """Replace ``path`` by a torch archive; returns its SHA-256."""
+def write_tensors(path: Path, content: Any, *, compress: bool = False) -> str:
+    """Replace ``path`` by a torch archive; returns its SHA-256.
+
+    Args:
+        compress: deflate the archive, which torch reads all the same.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    if compress:
+        buffer = _deflated(buffer)
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
+def _deflated(archive: io.BytesIO) -> io.BytesIO:
+    """The same zip archive with its entries deflated at the fastest level."""
+    smaller = io.BytesIO()
+    with zipfile.ZipFile(archive) as stored, zipfile.ZipFile(smaller, "w") as packed:
+        for name in stored.namelist():
+            entry = zipfile.ZipInfo(name)  # without a time of day: equal content, equal bytes
+            packed.writestr(entry, stored.read(name), zipfile.ZIP_DEFLATED, compresslevel=1)
+    return smaller
+
+
 def numbers(folder: Path, suffix: str) -> list[int]:
-    """N of all files ``<N, nine digits or more><suffix>`` in ``folder``, ascending."""
+    """The numbers N of all files ``<N, nine digits or more><suffix>`` in ``folder``, ascending."""
     stems = (path.stem for path in folder.glob(f"*{suffix}"))
     digits = (stem for stem in stems if stem.isascii() and stem.isdecimal())
     return sorted(int(stem) for stem in digits if f"{int(stem):09d}" == stem)
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content."""
+    """The SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
-    """What :func:`write_tensors` wrote: tensors and plain values, no code of the file is run.
+    """Read what :func:`write_tensors` wrote: tensors and plain values. No code in it is executed.
 
     Raises:
         UserError: the file is missing, damaged, or holds something else.
@@ -87,13 +124,35 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
         return torch.load(path, map_location=device, weights_only=True)
     except torch.OutOfMemoryError:
         raise
+    except pickle.UnpicklingError:  # torch's text tells how to load it unsafely
+        raise UserError(
+            f"{path} cannot be read: it is no checkpoint, for it holds something other than "
+            "tensors and plain values; nothing in it was executed"
+        ) from None
     except Exception as error:  # damaged bytes raise whatever the reader stumbles over
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read: {reason}") from None
 
 
+def check_archive(path: Path) -> None:
+    """Compare the content of a torch archive with the checksums in it.
+
+    Raises:
+        UserError: the file is missing, no archive, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except Exception:  # damaged bytes raise whatever the reader stumbles over
+        raise UserError(f"{path} cannot be read: it is damaged or no checkpoint") from None
+    if damaged is not None:
+        raise UserError(f"{path} is damaged: the checksum of {damaged} in it differs")
+
+
 def to_tensors(tree: Any) -> Any:
-    """A nest of dicts and lists with its NumPy arrays as tensors, which need no code to load."""
+    """Nested dicts and lists with NumPy arrays turned into tensors, which load without code."""
     if isinstance(tree, np.ndarray):
         return torch.from_numpy(tree)
     if isinstance(tree, dict):

@@ -7,8 +7,8 @@
       run.json                task, seed, versions, commit, hardware
       metrics.jsonl           one object per logged step
       checkpoints/<step>.pt   weights of that step, for evaluation
-      resume/, replay/        what an interrupted run goes on from, see ``pwm_core.runs.checkpoint``
-      videos/                 what training logged to look at
+      resume/, replay/        what a run continues from, see ``pwm_core.runs.checkpoint``
+      videos/                 videos of training and evaluation
       lock                    held by the process that trains
 """
 
@@ -25,32 +25,36 @@ from typing import Any
 
 import torch
 
-from pwm_core.config import REPOSITORY, Config
-from pwm_core.config_file import dump_config, load_config
+from pwm_core.config import Config
+from pwm_core.config_file import dump_config, leaves, load_config
 from pwm_core.errors import UserError, closest
+from pwm_core.paths import LogDir, find_logdir
 from pwm_core.runs.checkpoint import ResumePoints
-from pwm_core.runs.files import numbers, read_tensors, remove_leftovers, write_tensors, write_text
+from pwm_core.runs.files import (
+    check_archive,
+    numbers,
+    read_tensors,
+    remove_leftovers,
+    write_tensors,
+    write_text,
+)
 
-RUNS = REPOSITORY / "ckpt"
+EXTENDABLE = ("JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength")
+"""Keys that may be raised when a run continues."""
+NAME_BYTES = 200
+"""Longest name of a run: a file system allows 255 bytes, and score files add to the name."""
 
 
 def _check_name(name: str) -> str:
-    if not re.fullmatch(r"[\w.+=-]{1,200}", name) or name.startswith("."):
+    good = re.fullmatch(r"[\w.+=-]+", name) and not name.startswith(".") and "--" not in name
+    if not good or len(name.encode()) > NAME_BYTES:
         shown = name if len(name) <= 60 else name[:57] + "..."
         raise UserError(
-            f"run name {shown!r} is not valid: use up to 200 letters, digits, '.', '_', '-', '+' "
-            "and '=', the first one not a dot"
+            f"run name {shown!r} is not valid: use letters, digits, '.', '_', '-', '+' and '=' "
+            f"({NAME_BYTES} bytes at most), no dot at the start, and no '--', "
+            "which separates a run from an evaluation setting in the names of score files"
         )
     return name
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(``Section.Key``, value) of every key of a config."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _at(tree: dict[str, Any], key: str) -> Any:
@@ -60,11 +64,19 @@ def _at(tree: dict[str, Any], key: str) -> Any:
 
 
 class RunFolder:
-    """Everything of one run, under ``ckpt/<run name>/`` at the repository's root."""
+    """Everything of one run, in the folder ``ckpt/<run name>/``.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: the run's name.
+        logdir: holds ``ckpt/``; by default the one that :func:`find_logdir` finds.
+
+    Raises:
+        UserError: the name is not valid.
+    """
+
+    def __init__(self, name: str, logdir: LogDir | None = None) -> None:
         self.name = _check_name(name)
-        self.path = RUNS / name
+        self.path = (logdir or find_logdir()).runs / name
         self.points = ResumePoints(self.path)
 
     @property
@@ -73,35 +85,39 @@ class RunFolder:
         return self._config.is_file()
 
     def refuse_existing(self) -> None:
-        """For a run that is to be a new one.
+        """Check that a new run can be started.
 
         Raises:
-            UserError: there is one of that name already.
+            UserError: a run of that name exists.
         """
         if self.exists:
             raise UserError(
-                f"a run named {self.name} exists already in {self.path}: -resume goes on with it; "
+                f"a run named {self.name} exists already in {self.path}: -resume continues it; "
                 "or choose another -n, or move that folder away"
             )
 
-    def refuse_lost_points(self) -> None:
-        """For a run that has no point to go on from.
+    def refuse_lost_points(self, total: int) -> None:
+        """Check that a run without a point to continue from may start over.
+
+        Args:
+            total: ``SampleMaxSteps`` of the run so far.
 
         Raises:
-            UserError: it got far enough to have had one.
+            UserError: the run trained far enough to have had a point.
         """
-        if len(self.steps()) > 1:
+        steps = self.steps()
+        if len(steps) > 1 or (steps and steps[-1] >= total):
             raise UserError(
-                f"run {self.name} got to step {self.steps()[-1]}, but there is nothing to go on "
-                f"from in {self.path / 'resume'}: move the run's folder away to start afresh"
+                f"run {self.name} got to step {steps[-1]}, but {self.path / 'resume'} holds "
+                "nothing to continue from: move the run's folder away to start afresh"
             )
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Held while training. The kernel lets go of it when the process ends, however it ends.
+        """Hold the run's lock while training. The kernel releases it when the process ends.
 
-        Removes what a killed process left half written, and at the end the folder of a run that
-        did not begin.
+        Temporary files that a killed process left are removed; so is, at the end, the folder of a
+        run that did not start.
 
         Raises:
             UserError: another process trains this run.
@@ -131,33 +147,60 @@ class RunFolder:
                     self._discard()
 
     def check_same(self, config: Config, metadata: dict[str, Any], defaults: str) -> None:
-        """For a run that is to go on.
+        """Check that a run can continue with these settings.
 
         Raises:
-            UserError: task, domain or config differ from those it began with.
+            UserError: task, domain or config have changed; see :meth:`differences`.
         """
-        before, now = self.config(defaults).model_dump(), config.model_dump()
-        was = self.metadata()
-        pairs = [(key, was.get(key), metadata[key]) for key in ("domain", "task")]
-        pairs += [(key, old, _at(now, key)) for key, old in _leaves(before)]
-        changes = [f"{key} was {old} and is {new}" for key, old, new in pairs if old != new]
+        changes = self.differences(config, metadata, defaults)
         if changes:
             raise UserError(
-                f"run {self.name} cannot go on with other settings: {'; '.join(changes)}"
+                f"run {self.name} cannot continue with other settings: {'; '.join(changes)}"
             )
 
+    def differences(self, config: Config, metadata: dict[str, Any], defaults: str) -> list[str]:
+        """Why the run cannot continue with these settings: one text per key.
+
+        A larger ``SampleMaxSteps`` is allowed. So is a larger ``BufferMaxLength``, as long as the
+        replay has not dropped anything.
+        """
+        before, now = self.config(defaults).model_dump(), config.model_dump()
+        was, trained = self.metadata(), max(self.steps(), default=0)
+        pairs = [(key, was.get(key), metadata[key]) for key in ("domain", "task")]
+        pairs += [(key, old, _at(now, key)) for key, old in leaves(before).items()]
+
+        def allowed(key: str, old: Any, new: Any) -> bool:
+            grows = key in EXTENDABLE and new > old
+            return old == new or (grows and (key == EXTENDABLE[0] or trained <= old))
+
+        return [
+            f"{key} was {old} and is {new}" for key, old, new in pairs if not allowed(key, old, new)
+        ]
+
+    def extend(self, config: Config, defaults: str) -> None:
+        """Write the config of a run that continues, if it is longer than before."""
+        before = self.config(defaults)
+        if config != before:
+            total = before.JointTrainAgent.SampleMaxSteps
+            print(
+                f"extending the run from {total} to {config.JointTrainAgent.SampleMaxSteps} steps"
+            )
+            write_text(self._config, dump_config(config))
+
     def _discard(self) -> None:
-        """Remove the folder of a run that did not begin, unless it holds more than the lock."""
+        """Remove the folder of a run that did not start, unless it holds more than the lock."""
         with contextlib.suppress(OSError):
             (self.path / "lock").unlink()
             self.path.rmdir()
 
     def finished(self, total: int) -> bool:
-        """Whether the run got to ``total`` steps; it can then not go on."""
-        return not self.points.steps() and bool(self.steps()) and self.steps()[-1] >= total
+        """Whether the run has trained ``total`` steps and written its last checkpoint."""
+        points = self.points.steps()
+        done = bool(self.steps()) and self.steps()[-1] >= total
+        return done and (not points or points[-1] >= total)
 
     def note_versions(self, metadata: dict[str, Any]) -> None:
-        """Say what a run that goes on stands on now, where it differs from before."""
+        """Print which versions, commit or hardware have changed since the run started."""
         was = self.metadata()
         before = was["versions"] if isinstance(was.get("versions"), dict) else {}
         changed = [
@@ -171,34 +214,39 @@ class RunFolder:
             if was.get(key) != metadata[key]
         ]
         if changed:
-            print(f"note: the numbers may part from here on: {'; '.join(changed)}")
+            print(f"note: the numbers may differ from here on: {'; '.join(changed)}")
 
     def begin(self, config: Config, metadata: dict[str, Any]) -> None:
-        """Write the resolved config and what the run stands on."""
+        """Write the resolved config and the metadata of a new run."""
         write_text(self.path / "run.json", json.dumps(metadata, indent=2) + "\n")
         write_text(self._config, dump_config(config))
 
     @classmethod
-    def open(cls, name: str) -> RunFolder:
-        """A run that exists.
+    def open(cls, name: str, logdir: LogDir | None = None) -> RunFolder:
+        """An existing run.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: there is no run of that name.
         """
-        folder = cls(name)
+        folder = cls(name, logdir)
         if not folder._config.is_file():
-            known = sorted(p.parent.name for p in RUNS.glob("*/config.yaml"))
+            runs = folder.path.parent
+            known = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
             hint = closest(name, known) or (f"; runs: {', '.join(known[:8])}" if known else "")
-            raise UserError(f"there is no run named {name} in {RUNS}{hint}")
+            raise UserError(f"there is no run named {name} in {runs}{hint}")
         return folder
 
     def config(self, defaults: str) -> Config:
-        """The resolved config the run was started with; keys that are younger than the run have
-        the values of ``defaults``, its domain's full config."""
+        """The run's resolved config. Keys that were added to the project since have the values of
+        ``defaults``, the domain's full config."""
         return load_config(self._config, defaults=defaults)
 
     def metadata(self) -> dict[str, Any]:
-        """What ``run.json`` holds."""
+        """The content of ``run.json``.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
         try:
             about = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
             if isinstance(about["task"], str) and isinstance(about["domain"], str):
@@ -218,11 +266,11 @@ class RunFolder:
 
     @property
     def videos(self) -> Path:
-        """Where videos go."""
+        """The folder of videos."""
         return self.path / "videos"
 
     def checkpoint(self, step: int) -> Path:
-        """The weights saved at ``step``."""
+        """The path of the weights of ``step``."""
         return self.path / "checkpoints" / f"{step:09d}.pt"
 
     def save(self, step: int, weights: dict[str, Any]) -> dict[str, str]:
@@ -232,8 +280,11 @@ class RunFolder:
         return {str(path.relative_to(self.path)): digest}
 
     def prune(self, keep: int | None) -> None:
-        """Remove the weights of all but the newest ``keep`` checkpoints (None: of none) and of
-        those that the run could go on from."""
+        """Remove old weights, but keep those that the run can continue from.
+
+        Args:
+            keep: how many of the newest checkpoints keep their weights; None: all.
+        """
         needed = self.points.needed()
         for step in self.steps()[:-keep] if keep else []:
             path = self.checkpoint(step)
@@ -245,10 +296,10 @@ class RunFolder:
         return numbers(self.path / "checkpoints", ".pt")
 
     def select(self, which: str) -> list[int]:
-        """``last``, ``all`` or a step -> steps.
+        """The steps that ``-checkpoint`` asks for: ``last``, ``all`` or a number.
 
         Raises:
-            UserError: no such checkpoint.
+            UserError: there is no such checkpoint.
         """
         steps = self.steps()
         if not steps:
@@ -265,11 +316,12 @@ class RunFolder:
         return [int(which)]
 
     def load_weights(self, step: int, device: torch.device) -> dict[str, Any]:
-        """The weights saved at ``step``; tensors only, no code of the file is run.
+        """Read the weights of ``step``, after a comparison of their checksums.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is missing or damaged, or holds something else.
         """
+        check_archive(self.checkpoint(step))
         content = read_tensors(self.checkpoint(step), device)
         if not isinstance(content, dict):
             raise UserError(f"{self.checkpoint(step)} holds no weights")

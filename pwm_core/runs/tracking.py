@@ -8,6 +8,7 @@ import math
 import netrc
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,17 +20,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pwm_core.errors import UserError
-from pwm_core.runs.files import replacing
+from pwm_core.runs.mp4 import write_video
 
-LOGGERS = ("wandb", "tensorboard")
 WANDB_MODES = ("online", "offline", "disabled")
 WANDB_TIMEOUT = 30
 """Seconds to wait for wandb's server before recording offline."""
-FRAMES_PER_SECOND = 15
 
 
 class Sink(Protocol):
-    """Somewhere metrics go."""
+    """A receiver of metrics and videos."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """All scalars of one step."""
@@ -38,12 +37,13 @@ class Sink(Protocol):
         """``frames`` (T, H, W, 3) uint8, already written to ``path`` as mp4."""
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Write everything and close."""
 
 
 class JsonLines:
-    """One JSON object per logged step, in the file when :meth:`log` returns. A number that is not
-    finite becomes null. While the disk is full the lines wait in memory.
+    """A file with one JSON object per logged step, written before :meth:`log` returns.
+
+    A number that is not finite becomes null. While the disk is full, lines wait in memory.
 
     Args:
         path: appended to.
@@ -52,21 +52,36 @@ class JsonLines:
 
     def __init__(self, path: Path, *, fresh: bool = False) -> None:
         empty = os.O_TRUNC if fresh else 0
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | empty, 0o666)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | empty, 0o666)
         self._end = os.fstat(self._file).st_size
         self._waiting: list[bytes] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What is in the file, made durable, and what waits."""
+        """Sync the file; returns its size and the lines that wait."""
         with contextlib.suppress(OSError):
             os.fsync(self._file)
         return {"size": self._end, "waiting": [line.decode() for line in self._waiting]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Cut off what was written since :meth:`state_dict`."""
+        """Cut off what was written since :meth:`state_dict`; report lines that are missing."""
+        if self._end < state["size"]:
+            self._end, last = self._whole_lines()
+            print(
+                "warning: metrics.jsonl is shorter than when the checkpoint was written: its lines "
+                f"after step {last} are lost; training continues without them"
+            )
         self._end = min(self._end, state["size"])
         os.ftruncate(self._file, self._end)
         self._waiting = [line.encode() for line in state["waiting"]]
+
+    def _whole_lines(self) -> tuple[int, int]:
+        """Bytes of all whole lines of the file, and the step of the last one."""
+        text = os.pread(self._file, self._end, 0)
+        whole = text[: text.rfind(b"\n") + 1]
+        try:
+            return len(whole), int(json.loads(whole.splitlines()[-1])["step"])
+        except (IndexError, ValueError, KeyError, TypeError):
+            return len(whole), 0
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append ``{"step": ..., name: value, ...}``."""
@@ -75,7 +90,7 @@ class JsonLines:
         self._write()
 
     def _write(self) -> None:
-        """Write what waits; half a line is cut off again."""
+        """Write the lines that wait. A line that does not fit as a whole is removed again."""
         warned = len(self._waiting) > 1
         while self._waiting:
             line = self._waiting[0]
@@ -93,7 +108,7 @@ class JsonLines:
             self._waiting.pop(0)
 
     def video(self, step: int, name: str, frames: np.ndarray, path: Path) -> None:
-        """Videos are files of their own."""
+        """Nothing: videos are separate files."""
 
     def close(self) -> None:
         """Close the file."""
@@ -118,7 +133,18 @@ def wandb_mode() -> str:
 
 
 class Wandb:
-    """Weights & Biases, online with a key and offline without one."""
+    """Weights & Biases, online with a key and offline without one.
+
+    Args:
+        directory: the run's folder.
+        name: the run's name.
+        project: the project's name.
+        config: what the run's page shows as its config.
+        run_id: wandb's id of the run; the same one continues it.
+
+    Raises:
+        UserError: wandb is not installed, or cannot start.
+    """
 
     def __init__(
         self, directory: Path, name: str, project: str, config: dict[str, Any], run_id: str
@@ -126,44 +152,42 @@ class Wandb:
         try:
             import wandb
         except ImportError:
-            raise UserError("wandb is not installed: pip install wandb, or -logger none") from None
-        self._wandb = wandb
-        mode = wandb_mode()
+            raise UserError("wandb is not installed: pip install wandb") from None
+        self._wandb, mode = wandb, wandb_mode()
         if mode not in WANDB_MODES:
             raise UserError(
                 f"WANDB_MODE={mode} is not valid: it must be {', '.join(WANDB_MODES)}, or unset"
             )
-        if mode == "offline":
-            print(
-                "wandb: no API key is set, so the run is recorded offline in "
-                f"{directory / 'wandb'}; `wandb sync` uploads it, -logger none turns this off"
-            )
         directory.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(silent=True, console="off", init_timeout=WANDB_TIMEOUT)
+        self._begin(mode, project=project, name=name, dir=directory, id=run_id, resume="allow",
+                    config=config, settings=settings,
+                    group=os.environ.get("WANDB_RUN_GROUP") or config.get("task"))  # fmt: skip
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
-        def begin(mode: str) -> Any:
-            return wandb.init(
-                project=project,
-                name=name,
-                dir=directory,
-                id=run_id,
-                resume="allow",
-                config=config,
-                group=os.environ.get("WANDB_RUN_GROUP") or config.get("task"),
-                mode=mode,
-                settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_TIMEOUT),
-            )
+    def _begin(self, mode: str, **options: Any) -> None:
+        """Start wandb; offline where it is to be online and cannot be.
 
+        Raises:
+            UserError: it cannot start offline either.
+        """
+        why = "WANDB_MODE is offline" if os.environ.get("WANDB_MODE") else "no API key is set"
         try:
-            self._run = begin(mode)
+            self._run = self._wandb.init(mode=mode, **options)
         except Exception as error:  # not all of them are wandb.Error
             reason = " ".join(str(error).split())[:300]
             if mode != "online":
-                raise UserError(f"wandb cannot start: {reason}; or use -logger none") from None
-            print(f"wandb: the server cannot be used ({reason}); the run is recorded offline")
-            wandb.teardown()  # its process still holds the run's id
-            self._run = begin("offline")
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
+                raise UserError(f"wandb cannot start: {reason}") from None
+            why = f"the server cannot be used ({reason})"
+            self._wandb.teardown()  # its process still holds the run's id
+            mode = "offline"
+            self._run = self._wandb.init(mode=mode, **options)
+        if mode == "offline":
+            print(
+                f"wandb: {why}, so the run is recorded offline; "
+                f"to upload it: wandb sync {Path(self._run.dir).parent}"
+            )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Queue the scalars of one step; the upload happens in wandb's own process."""
@@ -183,19 +207,21 @@ class TensorBoard:
 
     Args:
         directory: the run's folder.
-        after: the step a resumed run goes on from; what was recorded beyond it is not shown.
+        config: the resolved config as YAML, shown as text.
+        after: the step a resumed run continues from; what was recorded beyond it is not shown.
     """
 
-    def __init__(self, directory: Path, after: int = 0) -> None:
+    def __init__(self, directory: Path, config: str, after: int = 0) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError(
-                "tensorboard is not installed: pip install tensorboard, or -logger none"
+                "tensorboard is not installed: pip install tensorboard, or use -logger none"
             ) from None
         self._writer = SummaryWriter(
             str(directory / "tensorboard"), purge_step=after + 1 if after else None
         )
+        self._writer.add_text("config", textwrap.indent(config, "    "), after)  # Markdown's code
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write the scalars of one step."""
@@ -213,44 +239,16 @@ class TensorBoard:
         self._writer.close()
 
 
-def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) -> None:
-    """``frames`` (T, H, W, 3) uint8 to ``path`` as H.264 that a browser plays."""
-    import imageio.v3 as imageio
-
-    video = imageio.imwrite(
-        "<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=fps
-    )
-    with replacing(path) as temporary:  # PyAV would leave half a video on a full disk
-        temporary.write_bytes(video)
-
-
-def parse_loggers(text: str) -> list[str]:
-    """``wandb,tensorboard`` or ``none`` -> names.
-
-    Raises:
-        UserError: an unknown name.
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if names == ["none"] or not names:
-        return []
-    for name in names:
-        if name not in LOGGERS:
-            raise UserError(
-                f"-logger {text}: {name!r} is not one of {', '.join(LOGGERS)}; or write none"
-            )
-    return names
-
-
 class Tracker:
-    """Gathers the metrics of a step and hands them on once, as one record.
+    """Collects the metrics of a step and passes them to all sinks as one record.
 
-    Only ``metrics.jsonl`` matters to a run: a sink or a video that fails is warned of, and training
-    goes on.
+    Only ``metrics.jsonl`` matters to a run: after a sink or a video fails there is a warning, and
+    training continues.
 
     Args:
-        metrics: the file of JSON lines, which come first.
-        videos: where video files go.
-        sinks: beside the JSON lines.
+        metrics: the file of JSON lines, which is written first.
+        videos: the folder of video files.
+        sinks: further receivers.
     """
 
     def __init__(self, metrics: JsonLines, videos: Path, sinks: list[Sink]) -> None:
@@ -267,13 +265,13 @@ class Tracker:
         self._pending.update(metrics)
 
     def video(self, step: int, name: str, frames: np.ndarray) -> None:
-        """Keep ``frames`` (T, H, W, 3) uint8 as ``videos/<name>_<step>.mp4`` and hand them on."""
+        """Write ``frames`` (T, H, W, 3) uint8 as an mp4, and pass them to all sinks."""
         path = self._videos / f"{name.split('/')[-1].lower()}_{step:09d}.mp4"
         try:
             write_video(path, frames)
         except OSError as error:  # PyAV's errors are OSErrors too
             reason = error.strerror or error
-            print(f"warning: {path} could not be written: {reason}; training goes on")
+            print(f"warning: {path} could not be written: {reason}; training continues")
             return
         self._each(lambda sink: sink.video(step, name, frames, path))
 
@@ -301,13 +299,15 @@ class Tracker:
         self._each(lambda sink: sink.close())
 
 
-def progress_bar(total: int, unit: str, *, initial: int = 0) -> tqdm:
-    """A bar with mean speed and time left; in a log file a line every ten seconds is enough."""
+def progress_bar(total: int, unit: str, *, initial: int = 0, phase: str = "") -> tqdm:
+    """A bar with mean speed and time left, behind the name of the ``phase``; in a log file a line
+    every ten seconds is enough."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=total,
         initial=initial,
         unit=unit,
+        desc=phase or None,
         smoothing=0.0,
         mininterval=interval,
         dynamic_ncols=True,
@@ -315,24 +315,28 @@ def progress_bar(total: int, unit: str, *, initial: int = 0) -> tqdm:
 
 
 class MeanMetrics:
-    """Means of device scalars over many updates; the device is asked once, at :meth:`take`.
+    """Means of device scalars over many updates. Only :meth:`take` waits for the device.
 
-    A value that is not finite does not count; where none is, the mean is NaN.
+    Values that are not finite are left out of a mean. If all of them are, the mean is NaN.
     """
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], Tensor] = {}  # names -> (2, names) sums and counts
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Add one update's scalars, which stay where they are."""
+        """Add the scalars of one update, without a copy to the host."""
         names = tuple(metrics)
         values = torch.stack([value.detach().float() for value in metrics.values()]).double()
         finite = torch.isfinite(values)
         pair = torch.stack([values.masked_fill(~finite, 0.0), finite.double()])
         self._sums[names] = self._sums[names] + pair if names in self._sums else pair
 
+    def __bool__(self) -> bool:
+        """Whether anything was added since the last :meth:`take`."""
+        return bool(self._sums)
+
     def take(self) -> dict[str, float]:
-        """The means since the last call."""
+        """The means since the last call, by name."""
         means = {}
         for names, pair in self._sums.items():
             for name, total, count in zip(names, *pair.tolist(), strict=True):

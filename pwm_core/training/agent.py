@@ -1,7 +1,8 @@
-"""The agent: models, optimisers, and the three things they do: train, imagine, act."""
+"""The agent: a world model and an actor-critic, one training step of both, and acting."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,22 @@ from torch import Tensor
 from pwm_core.config import Config
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.distributions import sample_index
-from pwm_core.models.imagination import Trajectory, imagine
-from pwm_core.models.world_model import Batch, Metrics, WorldModel
+from pwm_core.models.imagination import imagine
+from pwm_core.models.types import Batch, Metrics, Trajectory
+from pwm_core.models.world_model import WorldModel
 from pwm_core.runtime import has_bfloat16, to_device
-from pwm_core.training.acting import ActingState, RecordedActing
-from pwm_core.training.optimizer import Updater
+from pwm_core.training.acting import ActingState
+from pwm_core.training.cuda_graph import CapturedActing, CapturedUpdate
+from pwm_core.training.optimizer import Optimizer
+from pwm_core.training.replay_buffer import ReplayBuffer
 
 
 class Agent:
     """World model and actor-critic with their optimisers, on one device.
 
     Attributes:
-        captures: whether updates and acting are to be replayed as CUDA graphs.
+        optimizers: by the names ``WorldModel`` and ``ActorCritic``.
+        uses_cuda_graph: whether updates and acting run as CUDA graphs.
     """
 
     def __init__(
@@ -35,9 +40,8 @@ class Agent:
         self.config, self.device = config, device
         self.world_model = world_model.to(device)
         self.actor_critic = actor_critic.to(device)
-        model, agent = config.Models.WorldModel, config.Models.Agent
-        self.updaters = {
-            name: Updater(
+        self.optimizers = {
+            name: Optimizer(
                 module,
                 lr=settings.LR,
                 eps=settings.Eps,
@@ -45,40 +49,57 @@ class Agent:
                 clip=settings.GradClip,
             )
             for name, module, settings in (
-                ("WorldModel", self.world_model, model),
-                ("ActorCritic", self.actor_critic, agent),
+                ("WorldModel", self.world_model, config.Models.WorldModel),
+                ("ActorCritic", self.actor_critic, config.Models.Agent),
             )
         }
         mode = config.BasicSettings.Compile
-        self.captures = "graph" in mode and device.type == "cuda"
-        self._model_loss, self._imagine = self.world_model.loss, imagine
-        self._agent_loss = self.actor_critic.loss
+        self.uses_cuda_graph = "graph" in mode and device.type == "cuda"
+        self._captured: list[CapturedUpdate] = []
+        self._world_model_loss, self._imagine = self.world_model.loss, imagine
+        self._actor_critic_loss = self.actor_critic.loss
         if mode.startswith("compile"):
-            self._model_loss = torch.compile(self._model_loss, dynamic=False)
+            self._world_model_loss = torch.compile(self._world_model_loss, dynamic=False)
             self._imagine = torch.compile(self._imagine, dynamic=False)
-            self._agent_loss = torch.compile(self._agent_loss, dynamic=False)
+            self._actor_critic_loss = torch.compile(self._actor_critic_loss, dynamic=False)
         self._amp = config.BasicSettings.UseAmp and has_bfloat16(device)
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 in the networks where ``UseAmp`` says so and the device computes in it."""
+        """Compute in bfloat16 if ``UseAmp`` is set and the device supports it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._amp)
 
-    # --------------------------------------------------------------------------------- training
+    # ------------------------------------------------------------------------- one training step
+
+    def update(
+        self, batch: Batch, *, world_model: bool = True, actor_critic: bool = True
+    ) -> Metrics:
+        """One training step: update the world model on ``batch``, then the actor-critic inside it.
+
+        Args:
+            batch: replayed sequences.
+            world_model, actor_critic: which of the two updates to make.
+
+        Returns:
+            metrics, scalars that stay on the device.
+        """
+        metrics: Metrics = {}
+        if world_model:
+            metrics |= self.train_world_model(batch)
+        if actor_critic:
+            metrics |= self.train_actor_critic(self.imagine(batch))
+        return metrics
 
     def train_world_model(self, batch: Batch) -> Metrics:
-        """One update of the world model; metrics are scalars left on the device."""
-        updater = self.updaters["WorldModel"]
-        updater.begin()
+        """One update of the world model on replayed sequences."""
         self.world_model.train()
-        with self.autocast():
-            loss, metrics = self._model_loss(batch)
-        norm = updater.step(loss)
-        return {f"WorldModel/{name}": value for name, value in metrics.items()} | {
-            "WorldModel/grad_norm": norm
-        }
+        with self.optimizers["WorldModel"].update() as apply:
+            with self.autocast():
+                loss, metrics = self._world_model_loss(batch)
+            metrics["grad_norm"] = apply(loss)
+        return {f"WorldModel/{name}": value for name, value in metrics.items()}
 
     def imagine(self, batch: Batch) -> Trajectory:
-        """Rollouts from the replayed states of ``batch``, world model in eval mode."""
+        """Rollouts of the policy inside the world model that start from the states of ``batch``."""
         settings = self.config.JointTrainAgent
         self.world_model.eval()
         rows = Batch(*(field[: settings.ImagineBatchSize] for field in batch))
@@ -93,26 +114,42 @@ class Agent:
             )
 
     def train_actor_critic(self, trajectory: Trajectory) -> Metrics:
-        """``AgentUpdate`` updates on imagined rollouts; the metrics of the last."""
-        updater = self.updaters["ActorCritic"]
-        for _ in range(self.config.JointTrainAgent.AgentUpdate):
-            updater.begin()
-            with self.autocast():
-                loss, metrics = self._agent_loss(trajectory)
-            norm = updater.step(loss)
+        """``AgentUpdate`` updates on imagined rollouts; returns the metrics of the last one."""
+        for update in range(self.config.JointTrainAgent.AgentUpdate):
+            with self.optimizers["ActorCritic"].update() as apply:
+                with self.autocast():
+                    loss, metrics = self._actor_critic_loss(trajectory, again=update > 0)
+                metrics["grad_norm"] = apply(loss)
             self.actor_critic.update_slow_critic()
-        return {f"ActorCritic/{name}": value for name, value in metrics.items()} | {
-            "ActorCritic/grad_norm": norm
-        }
+        return {f"ActorCritic/{name}": value for name, value in metrics.items()}
+
+    def training_step(self, replay: ReplayBuffer) -> Callable[..., Metrics]:
+        """A function that samples a batch and calls :meth:`update` with its own arguments.
+
+        It runs eagerly or as a CUDA graph, depending on ``BasicSettings.Compile``.
+        """
+        settings = self.config.JointTrainAgent
+
+        def sample() -> Batch:
+            return replay.sample(settings.BatchSize, settings.BatchLength)
+
+        if not self.uses_cuda_graph:
+            return lambda **due: self.update(sample(), **due)
+        captured = CapturedUpdate(self.update, sample, on_device=replay.place.type == "cuda")
+        self._captured.append(captured)
+        return captured
 
     def skipped(self) -> dict[str, float]:
-        """Updates skipped so far because they were not finite; waits for the device."""
+        """The number of updates skipped so far because loss or gradient was not finite.
+
+        It waits for the device.
+        """
         return {
-            f"{name}/skipped_updates": float(updater.skipped)
-            for name, updater in self.updaters.items()
+            f"{name}/skipped_updates": float(optimizer.skipped)
+            for name, optimizer in self.optimizers.items()
         }
 
-    # ----------------------------------------------------------------------------------- acting
+    # ------------------------------------------------------------------------------------ acting
 
     def initial_state(self, num_envs: int) -> ActingState:
         """The state before the first step of ``num_envs`` environments."""
@@ -122,42 +159,42 @@ class Agent:
     def act(
         self, obs: np.ndarray, is_first: np.ndarray, state: ActingState, *, greedy: bool = False
     ) -> np.ndarray:
-        """Actions for real observations; ``state`` moves on in place.
+        """Actions for real observations; ``state`` is updated in place.
 
         Args:
             obs: (N, *observation_shape).
-            is_first: (N,) bool, ``obs`` begins an episode: the state restarts from zeros.
-            greedy: the policy's mode instead of a sample.
+            is_first: (N,) bool, whether ``obs`` begins an episode; the state is then zeros.
+            greedy: take the policy's mode instead of a sample.
 
         Returns:
             (N,) int64 or (N, A) float32 within the action bounds.
         """
         self.world_model.eval()
-        if not self.captures:
+        if not self.uses_cuda_graph:
             inputs = to_device(obs, self.device), to_device(is_first, self.device)
             return self._act(*inputs, state, greedy).cpu().numpy()
-        if greedy not in state.recorded:
-            state.recorded[greedy] = RecordedActing(
+        if greedy not in state.captured:
+            state.captured[greedy] = CapturedActing(
                 lambda *inputs: self._act(*inputs, state, greedy), obs, is_first, self.device
             )
-        return state.recorded[greedy](obs, is_first)
+        return state.captured[greedy](obs, is_first)
 
     @torch.no_grad()
     def _act(self, obs: Tensor, is_first: Tensor, state: ActingState, greedy: bool) -> Tensor:
-        """:meth:`act` on the device."""
+        """:meth:`act` with tensors on the device."""
         model = self.world_model
         with self.autocast():
             latent = sample_index(model.encode(model.codec.prepare(obs)))
-            deter, recurrent = state.begin(is_first)
+            deter, sequence = state.reset(is_first)
             action = self.actor_critic.act(deter, latent, greedy=greedy)
-            deter = model.sequence.step(latent, model.policy.encode(action), recurrent)
-        state.move(deter.float(), recurrent)
+            deter = model.sequence.step(latent, model.policy.encode(action), sequence)
+        state.copy_(deter.float(), sequence)
         return action
 
     # ------------------------------------------------------------------------------------ saving
 
     def weights(self) -> dict[str, Any]:
-        """What evaluation needs: networks, BatchNorm statistics, return scale."""
+        """The state that evaluation needs: networks, BatchNorm statistics and return scale."""
         return {
             "world_model": self.world_model.state_dict(),
             "actor_critic": self.actor_critic.state_dict(),
@@ -169,13 +206,15 @@ class Agent:
         self.actor_critic.load_state_dict(weights["actor_critic"])
 
     def state_dict(self) -> dict[str, Any]:
-        """All that training needs to go on: weights and optimisers."""
+        """The state that training needs in order to resume: weights and optimisers."""
         return self.weights() | {
-            "updaters": {name: updater.state_dict() for name, updater in self.updaters.items()}
+            "updaters": {name: opt.state_dict() for name, opt in self.optimizers.items()}
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.load_weights(state)
-        for name, updater in self.updaters.items():
-            updater.load_state_dict(state["updaters"][name])
+        for captured in self._captured:  # the optimisers' tensors are replaced
+            captured.reset()
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["updaters"][name])

@@ -1,4 +1,4 @@
-"""Which part of the training went bad, in a sentence."""
+"""A sentence on which part of the training is not finite."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pwm_core.training.replay_buffer import ReplayBuffer
 
 
 def diagnose(agent: Agent, replay: ReplayBuffer) -> str:
-    """What is not finite: parameters, replayed values, or a loss on a fresh batch."""
+    """Find what is not finite: a parameter, replayed values, or a loss on a new batch."""
     for name, module in (("world model", agent.world_model), ("actor-critic", agent.actor_critic)):
         for key, value in module.state_dict().items():
             if not torch.isfinite(value).all():

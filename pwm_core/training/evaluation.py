@@ -1,53 +1,34 @@
-"""Evaluation: a fixed quota of episodes per environment, scores as CSV with their provenance."""
+"""Evaluation: every environment plays a fixed quota of whole episodes."""
 
 from __future__ import annotations
 
-import csv
-import json
-from dataclasses import asdict, dataclass
-from typing import Any
-
 import numpy as np
 
-from pwm_core.config import REPOSITORY
 from pwm_core.envs import VectorEnv
-from pwm_core.errors import UserError
-from pwm_core.runs.files import write_text
 from pwm_core.runs.tracking import progress_bar
 from pwm_core.training.agent import Agent
 from pwm_core.training.episode_videos import Episode
 
-RESULTS = REPOSITORY / "eval_result"
-
-
-DECISIVE = ("protocol_settings", "training")
-"""What of a score file's provenance must be equal for rows to stand together."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What scores must share to stand in one file."""
-
-    task: str
-    protocol: str
-    episodes: int
-    envs: int
-    greedy: bool
-    seed: int
-
 
 def quotas(episodes: int, num_envs: int) -> np.ndarray:
-    """Episodes that each environment plays, fixed beforehand so that short ones gain nothing."""
+    """How many episodes each environment plays, (N,). Fixed beforehand, so that short episodes are
+    not overrepresented."""
     share, rest = divmod(episodes, num_envs)
     return np.array([share + (i < rest) for i in range(num_envs)])
 
 
-def play(agent: Agent, env: VectorEnv, episodes: int, *, greedy: bool = False) -> list[Episode]:
-    """Play ``episodes`` whole episodes; returned environment by environment.
+def play(
+    agent: Agent | RandomAgent, env: VectorEnv, episodes: int, *, greedy: bool = False
+) -> list[Episode]:
+    """Play whole episodes.
 
     Args:
-        env: its environments share the episodes; those done with their quota play on unseen.
-        greedy: the policy's mode instead of samples.
+        env: its environments share the episodes; one whose quota is played continues unrecorded.
+        episodes: how many are played in all.
+        greedy: take the policy's mode instead of a sample.
+
+    Returns:
+        the episodes, environment by environment.
     """
     wanted = quotas(episodes, env.num_envs)
     played: list[list[Episode]] = [[] for _ in wanted]
@@ -71,72 +52,37 @@ def play(agent: Agent, env: VectorEnv, episodes: int, *, greedy: bool = False) -
     return [episode for of_env in played for episode in of_env]
 
 
-def evaluate(agent: Agent, env: VectorEnv, episodes: int, *, greedy: bool = False) -> list[float]:
-    """The undiscounted returns of what :func:`play` plays."""
+class RandomAgent:
+    """Uniformly random actions, behind the part of an agent that :func:`play` needs.
+
+    Args:
+        env: the environments to act in.
+        seed: of the actions.
+    """
+
+    def __init__(self, env: VectorEnv, seed: int) -> None:
+        self._env, self._rng = env, np.random.default_rng(seed)
+
+    def initial_state(self, num_envs: int) -> None:
+        """There is no state."""
+
+    def act(
+        self, obs: np.ndarray, is_first: np.ndarray, state: None, *, greedy: bool = False
+    ) -> np.ndarray:
+        """Uniform actions for all environments: (N,) int64 or (N, A) float32."""
+        # Not self._env.random_actions, which is a domain's warm-up: in Freeway it presses up.
+        return VectorEnv.random_actions(self._env, self._rng)
+
+
+def evaluate(
+    agent: Agent | RandomAgent, env: VectorEnv, episodes: int, *, greedy: bool = False
+) -> list[float]:
+    """The undiscounted returns of the episodes of :func:`play`."""
     return [episode.episode_return for episode in play(agent, env, episodes, greedy=greedy)]
 
 
 def standard_error(returns: list[float]) -> float:
-    """Of the mean; 0 for a single episode."""
+    """Standard error of the mean return; 0 for a single episode."""
     if len(returns) < 2:
         return 0.0
     return float(np.std(returns, ddof=1) / np.sqrt(len(returns)))
-
-
-class ScoreFile:
-    """``eval_result/<name>.csv``, one row per checkpoint, and ``<name>.json`` that explains it.
-
-    Scores of another training run or made by other rules are never mixed in: the files that hold
-    them move to ``eval_result/set_aside/`` when the first new row is written.
-    """
-
-    def __init__(self, name: str, settings: Settings, provenance: dict[str, Any]) -> None:
-        self.csv, self.json = RESULTS / f"{name}.csv", RESULTS / f"{name}.json"
-        self._about = {**asdict(settings), **provenance}
-        self._rows: dict[int, list[str]] = {}
-        self._header = ["step", "frames", "mean", "std"]
-        self._header += [f"return_{i}" for i in range(settings.episodes)]
-        decisive = {**asdict(settings), **{key: provenance.get(key) for key in DECISIVE}}
-        self._others = self.csv.exists() and not self._made_by(decisive)
-        if self.csv.exists() and not self._others:
-            self._rows = self._read()
-
-    def _made_by(self, decisive: dict[str, Any]) -> bool:
-        try:
-            before = json.loads(self.json.read_text(encoding="utf-8"))
-            return all(before.get(key) == value for key, value in decisive.items())
-        except (OSError, ValueError, AttributeError):
-            return False
-
-    def _set_aside(self) -> None:
-        """Move scores made otherwise out of the way, and say where."""
-        folder = RESULTS / "set_aside"
-        folder.mkdir(exist_ok=True)
-        number = 1
-        while (folder / f"{self.csv.stem}-{number}.csv").exists():
-            number += 1
-        for path in (self.csv, self.json):
-            if path.exists():
-                path.rename(folder / f"{path.stem}-{number}{path.suffix}")
-        print(
-            "note: the earlier scores of that name were of another run or made by other rules; "
-            f"they are now {folder / f'{self.csv.stem}-{number}.csv'}"
-        )
-        self._others = False
-
-    def _read(self) -> dict[int, list[str]]:
-        with open(self.csv, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        if not rows or rows[0] != self._header:
-            raise UserError(f"{self.csv} does not have the header that its JSON tells of")
-        return {int(row[0]): row for row in rows[1:] if row}
-
-    def add(self, step: int, frames: int, returns: list[float]) -> None:
-        """Write the row of ``step``, in place of an earlier one of the same step."""
-        if self._others:
-            self._set_aside()
-        values = [float(np.mean(returns)), float(np.std(returns)), *returns]
-        self._rows[step] = [str(step), str(frames), *(f"{value:.10g}" for value in values)]
-        lines = [self._header, *(self._rows[key] for key in sorted(self._rows))]
-        write_text(self.csv, "".join(",".join(line) + "\n" for line in lines))
-        write_text(self.json, json.dumps(self._about, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What the world model sees, dreams and predicts, as frames."""
+"""Videos of what the world model reconstructs, imagines and predicts."""
 
 from __future__ import annotations
 
@@ -9,36 +9,46 @@ from torch import Tensor
 
 from pwm_core.models.distributions import sample_index
 from pwm_core.models.imagination import imagine
-from pwm_core.models.world_model import Batch, WorldModel
+from pwm_core.models.types import Batch
+from pwm_core.models.world_model import WorldModel
 from pwm_core.training.agent import Agent
 
 ROWS = 4
-"""Sequences shown side by side."""
+"""Number of sequences shown side by side (B)."""
 CONTEXT = 0.25
-"""Share of a sequence whose real frames an open-loop prediction is given."""
+"""Fraction of a sequence whose real frames an open-loop prediction is given."""
 GIVEN, PREDICTED = (0, 200, 0), (220, 0, 0)
-"""Colours of the line over a frame of an open-loop prediction."""
+"""Colours of the line above a frame of an open-loop prediction."""
 
 
 def _tile(frames: Tensor, rows: int) -> np.ndarray:
-    """(R*T, H, W, C) uint8 -> (T, H, R*W, 3), sequences side by side."""
-    tiled = rearrange(frames, "(r t) h w c -> t h (r w) c", r=rows)
+    """Put the pictures of ``rows`` sequences side by side.
+
+    Args:
+        frames: (B*T, height, width, channels) uint8.
+        rows: B.
+
+    Returns:
+        (T, height, B*width, 3) uint8.
+    """
+    tiled = rearrange(frames, "(b t) h w c -> t h (b w) c", b=rows)
     return tiled.expand(*tiled.shape[:3], 3).contiguous().cpu().numpy()
 
 
 def _stack(*panels: np.ndarray) -> np.ndarray:
-    """Videos (T, H, W, 3) of one size -> (T, n*H, W, 3), one under the other."""
+    """Put n videos (T, height, width, 3) below each other: (T, n*height, width, 3)."""
     return np.concatenate(panels, axis=1)
 
 
 @torch.no_grad()
 def log_videos(agent: Agent, batch: Batch) -> dict[str, np.ndarray]:
-    """The videos of a replayed batch, each (frames, height, width, 3) uint8; none for vectors.
+    """The videos of a replayed batch by name, each (steps, height, width, 3) uint8.
 
-    ``Observation`` and ``Reconstruction`` show the same T replayed steps, ``Imagination`` the
-    rollouts of H steps that the policy imagines from the last of them. ``Comparison`` has the last
-    steps again, one row each: observed, reconstructed, and imagined by the policy from the first of
-    them on. ``OpenLoop`` has T steps: truth, prediction, absolute error; see :func:`open_loop`.
+    There are none if observations are vectors. ``Observation`` and ``Reconstruction`` show T
+    replayed steps. ``Imagination`` shows the H steps that the policy imagines from the last of
+    them. ``Comparison`` shows the last steps in three rows: observed, reconstructed, and imagined
+    by the policy from the first of these steps. ``OpenLoop`` shows T steps in three rows: truth,
+    prediction and absolute error; see :func:`open_loop`.
     """
     count = min(ROWS, len(batch.is_first), agent.config.JointTrainAgent.ImagineBatchSize)
     rows = Batch(*(field[:count] for field in batch))
@@ -48,55 +58,60 @@ def log_videos(agent: Agent, batch: Batch) -> dict[str, np.ndarray]:
     if observed is None:
         return {}
     with agent.autocast():
-        latent = sample_index(model.encode(prepared))  # (R*T, S)
+        latent = sample_index(model.encode(prepared))  # (B*T, S)
         reconstructed = model.codec.frames(model.decode(latent))
-        dreamt = _dreams(agent, rows)  # (R, K, H+1, S)
+        imagined = _imagined(agent, rows)  # (B, starts, H+1, S)
         predicted, given = open_loop(model, latent.unflatten(0, (count, -1)), rows)
         videos = {
             "Video/Observation": _tile(observed, count),
             "Video/Reconstruction": _tile(reconstructed, count),
-            "Video/Imagination": _decoded(model, dreamt[:, -1]),
+            "Video/Imagination": _decoded(model, imagined[:, -1]),
         }
-        starts = dreamt.shape[1]
-        imagined = _decoded(model, dreamt[:, 0])[:starts]
+        starts = imagined.shape[1]
+        from_first = _decoded(model, imagined[:, 0])[:starts]
         prediction = _decoded(model, predicted)
     seen, rebuilt = videos["Video/Observation"], videos["Video/Reconstruction"]
     error = np.abs(seen.astype(np.int16) - prediction).astype(np.uint8)
     mark(prediction, given.cpu().numpy())
-    videos["Video/Comparison"] = _stack(seen[-starts:], rebuilt[-starts:], imagined)
+    videos["Video/Comparison"] = _stack(seen[-starts:], rebuilt[-starts:], from_first)
     videos["Video/OpenLoop"] = _stack(seen, prediction, error)
     return videos
 
 
 def _decoded(model: WorldModel, latent: Tensor) -> np.ndarray:
-    """Class indices (R, T, S) -> what they look like, (T, H, R*W, 3) uint8."""
+    """Class indices (B, T, S) -> their decoded pictures, (T, height, B*width, 3) uint8."""
     return _tile(model.codec.frames(model.decode(latent.flatten(0, 1))), len(latent))
 
 
-def _dreams(agent: Agent, rows: Batch) -> Tensor:
-    """Latents (R, K, H+1, S) that the policy imagines from the last K = H + 1 steps (or as many as
-    there are) of every sequence."""
+def _imagined(agent: Agent, rows: Batch) -> Tensor:
+    """Imagined latents (B, starts, H+1, S).
+
+    The policy imagines from each of the last H + 1 steps of every sequence, or from all that have a
+    state before them.
+    """
     horizon, size = agent.config.JointTrainAgent.ImagineHorizon, len(rows.is_first)
     model = agent.world_model
     context = model.context(rows, horizon + 1)
-    dreamt = imagine(model, agent.actor_critic, context, horizon, agent.config.discount)
-    return dreamt.latent.unflatten(0, (size, -1))
+    trajectory = imagine(model, agent.actor_critic, context, horizon, agent.config.discount)
+    return trajectory.latent.unflatten(0, (size, -1))
 
 
 @torch.no_grad()
 def open_loop(
     model: WorldModel, latent: Tensor, rows: Batch, context: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What the world model predicts when it sees real frames first and real actions only after.
+    """The world model's prediction from some real frames and all real actions.
 
     Args:
-        latent: (R, T, S) int64, classes of the posterior's ``z_t``.
-        rows: the sequences; their actions are taken throughout.
-        context: steps whose ``z_t`` is given; by default the share :data:`CONTEXT` of T.
+        latent: (B, T, S) int64, classes of the posterior's ``z_t``.
+        rows: the sequences; the world model takes their actions at all steps.
+        context: number of first steps whose ``z_t`` is given; by default the fraction
+            :data:`CONTEXT` of T.
 
     Returns:
-        latents (R, T, S): given ones in the context and where an episode begins, which nothing
-        before it tells of; everywhere else a sample of the prior. And (R, T) bool, which are given.
+        latents (B, T, S) and whether each is given, (B, T) bool. Latents are given in the context
+        and where an episode begins, because no step before tells how it begins. All others are
+        samples of the prior.
     """
     size, length = rows.is_first.shape
     given = rows.is_first.clone()
@@ -105,7 +120,7 @@ def open_loop(
     state = model.sequence.initial_state(size, latent.device)
     taken = [latent[:, 0]]
     for step in range(1, length):
-        state.reset(rows.is_first[:, step - 1])
+        state = state.reset(rows.is_first[:, step - 1])
         deter = model.sequence.step(taken[-1], action[:, step - 1], state).float()
         predicted = sample_index(model.predict_latent(deter))
         taken.append(torch.where(given[:, step, None], latent[:, step], predicted))
@@ -113,8 +128,12 @@ def open_loop(
 
 
 def mark(frames: np.ndarray, given: np.ndarray) -> None:
-    """Draw a line over every tile of ``frames`` (T, H, R*W, 3), in place: green where ``given``
-    (R, T) bool, red where predicted."""
-    colours = np.where(given.T[..., None], GIVEN, PREDICTED).astype(np.uint8)  # (T, R, 3)
+    """Draw a line at the top of every sequence's picture, in place.
+
+    Args:
+        frames: (T, height, B*width, 3) uint8.
+        given: (B, T) bool; the line is green where it is set and red elsewhere.
+    """
+    colours = np.where(given.T[..., None], GIVEN, PREDICTED).astype(np.uint8)  # (T, B, 3)
     width = frames.shape[2] // len(given)
     frames[:, : max(1, frames.shape[1] // 32)] = colours.repeat(width, axis=1)[:, None]

@@ -1,43 +1,47 @@
-"""Gradient updates that a non-finite number cannot ruin."""
+"""AdamW with gradient clipping that skips an update whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class Updater:
-    """AdamW with clipping on one module; an update whose loss or gradient is not finite is skipped.
+class Optimizer:
+    """AdamW with gradient clipping for one module. An update that is not finite is skipped.
 
-    Whether it is finite is decided on the device, so that nothing waits for the answer: the fused
-    optimiser takes a flag that turns its step into none. Buffers (BatchNorm's running statistics,
-    the return scale) that the forward pass has already moved are moved back.
+    The device itself decides whether loss and gradient are finite, so the host never waits: torch's
+    fused AdamW reads a flag on the device that cancels its step. The module's buffers (BatchNorm's
+    running statistics, the return scale) are then restored, because the forward pass has already
+    changed them.
 
     Args:
-        module: what is trained.
-        lr, eps, weight_decay: AdamW's.
-        clip: largest norm of the gradient.
+        module: the module to train.
+        lr, eps, weight_decay: AdamW's settings.
+        clip: gradients with a larger norm are scaled down to this norm.
 
     Attributes:
-        skipped: int64 scalar on the device, the updates skipped so far.
-        in_a_row: int64 scalar, how many of them since the last good update.
-        longest: int64 scalar, the longest such row since :meth:`take_longest`.
+        skipped: int64 scalar on the device, the number of updates skipped so far.
+        in_a_row: int64 scalar, the number of updates skipped since the last one that was applied.
+        longest: int64 scalar, the largest ``in_a_row`` since :meth:`take_longest`.
     """
 
     def __init__(
         self, module: nn.Module, *, lr: float, eps: float, weight_decay: float, clip: float
     ) -> None:
-        self._module, self._clip = module, clip
+        self._clip = clip
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
+        self._capturable = self._parameters[0].is_cuda  # needed inside a CUDA graph
+        self.adamw = torch.optim.AdamW(
             self._parameters,
             lr=lr,
             eps=eps,
             weight_decay=weight_decay,
             fused=True,
-            capturable=self._parameters[0].is_cuda,  # as a CUDA graph asks for
+            capturable=self._capturable,
         )
         self._buffers = list(module.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]
@@ -46,27 +50,36 @@ class Updater:
         self.in_a_row = torch.zeros_like(self.skipped)
         self.longest = torch.zeros_like(self.skipped)
         # torch's fused AdamW reads this attribute; GradScaler sets it the same way.
-        self.optimizer.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]
+        self.adamw.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]
 
-    @torch.no_grad()
-    def begin(self) -> None:
-        """Call before the forward pass: remembers the buffers."""
-        for before, buffer in zip(self._before, self._buffers, strict=True):
-            before.copy_(buffer)
+    @contextlib.contextmanager
+    def update(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """One update: save the buffers, then yield the function that applies a loss.
 
-    def step(self, loss: Tensor) -> Tensor:
-        """Backward, clip, update; returns the gradient's norm before clipping, a float32 scalar."""
-        self.optimizer.zero_grad(set_to_none=True)
+        The forward pass must run inside the context::
+
+            with optimizer.update() as apply:
+                gradient_norm = apply(module.loss(batch))
+        """
+        with torch.no_grad():
+            for before, buffer in zip(self._before, self._buffers, strict=True):
+                before.copy_(buffer)
+        yield self._apply
+
+    def _apply(self, loss: Tensor) -> Tensor:
+        """Backward pass, clipping and step; returns the norm before clipping, a float32 scalar."""
+        self.adamw.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
         bad = ~torch.isfinite(norm + loss.detach())
-        self.optimizer.found_inf.copy_(bad)  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self._undo_where(bad)
+        self.adamw.found_inf.copy_(bad)  # type: ignore[attr-defined]
+        self.adamw.step()
+        self._restore_buffers_where(bad)
         return norm
 
     @torch.no_grad()
-    def _undo_where(self, bad: Tensor) -> None:
+    def _restore_buffers_where(self, bad: Tensor) -> None:
+        """Restore the saved buffers if ``bad`` (a bool scalar on the device) is set, and count."""
         for before, buffer in zip(self._before, self._buffers, strict=True):
             buffer.copy_(torch.where(bad, before, buffer))
         self.skipped += bad
@@ -74,22 +87,27 @@ class Updater:
         torch.maximum(self.longest, self.in_a_row, out=self.longest)
 
     def take_longest(self) -> int:
-        """The longest row of skipped updates since the last call; waits for the device."""
+        """The largest number of consecutive skipped updates since the last call.
+
+        It waits for the device.
+        """
         longest = int(self.longest)
         self.longest.copy_(self.in_a_row)
         return longest
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state and the counters."""
+        """AdamW's state and the counters."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.adamw.state_dict(),
             "skipped": self.skipped,
             "in_a_row": self.in_a_row,
             "longest": self.longest,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """The inverse of :meth:`state_dict`, also for a state written on another device."""
+        self.adamw.load_state_dict(state["optimizer"])
+        for group in self.adamw.param_groups:  # the state brings that of its own device
+            group["capturable"] = self._capturable
         for name in ("skipped", "in_a_row", "longest"):
             getattr(self, name).copy_(state[name])

@@ -1,11 +1,13 @@
-"""The replay: one ring per environment, uniform sequences, never across the write head."""
+"""The replay buffer: one ring per environment, from which sequences are sampled uniformly.
+
+A sampled sequence never crosses the position that is written next.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,15 +17,15 @@ import torch
 from torch import Tensor
 
 from pwm_core.errors import UserError
-from pwm_core.models.world_model import Batch
-from pwm_core.runtime import to_device
+from pwm_core.models.types import Batch
+from pwm_core.runtime import free_bytes, to_device
 
 HEADROOM = 0.2
-"""Share of the free memory that ``auto`` leaves to the networks and their activations."""
+"""Fraction of the free memory that ``auto`` leaves to the networks and their activations."""
 
 
 class Field(NamedTuple):
-    """Shape of one stored value and its dtype."""
+    """Shape and dtype of one stored value."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -31,13 +33,13 @@ class Field(NamedTuple):
 
 @dataclass(frozen=True)
 class TransitionSpec:
-    """What one transition of a domain holds beside reward, done and is_first."""
+    """The fields of a domain's transition in addition to reward, done and is_first."""
 
     obs: Field
     action: Field
 
     def fields(self) -> dict[str, Field]:
-        """All fields by name, in the order of :class:`Batch`."""
+        """All fields by the names of :class:`Batch`."""
         return {
             "obs": self.obs,
             "action": self.action,
@@ -47,38 +49,12 @@ class TransitionSpec:
         }
 
     def nbytes(self, transitions: int) -> int:
-        """Bytes that ``transitions`` take."""
+        """The size of that many transitions in bytes."""
         sizes = (
             int(np.prod(field.shape)) * torch.empty((), dtype=field.dtype).element_size()
             for field in self.fields().values()
         )
         return transitions * sum(sizes)
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken, on a CUDA device or on the host."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        entries = dict(line.split(":", 1) for line in lines)
-        free = int(entries["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # not Linux
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(free, _container_bytes())
-
-
-def _container_bytes() -> int:
-    """What a container's own limit (cgroup v2) leaves; huge where there is none."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        stat = (group / "memory.stat").read_text(encoding="ascii").split()
-        cached = int(stat[stat.index("inactive_file") + 1])  # given back when memory is needed
-        return limit - used + cached
-    except (OSError, ValueError):  # no such file, or "max"
-        return sys.maxsize
 
 
 def _refuse_what_does_not_fit(needed: int, free: int, place: str) -> None:
@@ -94,18 +70,18 @@ def _place(storage: str, needed: int, device: torch.device) -> torch.device:
     """The device to allocate on.
 
     Raises:
-        UserError: it does not fit where the config wants it.
+        UserError: the replay does not fit there.
     """
     if storage == "auto":
-        fits = needed < (1 - HEADROOM) * _free_bytes(device)
+        fits = needed < (1 - HEADROOM) * free_bytes(device)
         storage = "device" if fits else "memory"
     target = device if storage == "device" else torch.device("cpu")
-    _refuse_what_does_not_fit(needed, _free_bytes(target), str(target))
+    _refuse_what_does_not_fit(needed, free_bytes(target), str(target))
     return target
 
 
 def _allocate(path: Path, size: int) -> None:
-    """Take the blocks now: should the disk fill up later, writing a hole is a bus error."""
+    """Reserve the file's blocks. Without that, a disk that fills up later causes a bus error."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         os.posix_fallocate(descriptor, 0, size)
@@ -119,15 +95,15 @@ class ReplayBuffer:
     """Transitions of N environments in rings of ``capacity / N`` steps each.
 
     Args:
-        spec: what a transition holds.
+        spec: the fields of a transition.
         num_envs: N.
-        capacity: transitions over all environments.
-        device: where batches are delivered.
+        capacity: number of transitions, summed over all environments.
+        device: the device of sampled batches.
         storage: ``auto``, ``device``, ``memory`` or ``disk``.
-        directory: where ``disk`` puts its files.
+        directory: the folder for the files of ``disk``.
 
     Attributes:
-        total: steps of each environment stored since the run began, dropped ones included.
+        total: steps of each environment stored since the run began, including overwritten ones.
 
     Raises:
         UserError: the buffer does not fit.
@@ -160,9 +136,8 @@ class ReplayBuffer:
             }
         self.place = self._data["obs"].device
         self.total = 0
-        # The same two on the device, so that sampling needs no host round trip.
+        # Oldest position and size on the device, so that sampling does not wait for the host.
         self._window = torch.zeros(2, dtype=torch.int64, device=self.place)
-        self._env = torch.arange(num_envs, device=self.place)
 
     @staticmethod
     def _on_disk(
@@ -170,7 +145,12 @@ class ReplayBuffer:
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]],
         needed: int,
     ) -> dict[str, Tensor]:
-        """Memory-mapped files, one per field."""
+        """The fields as memory-mapped files.
+
+        Raises:
+            ValueError: there is no directory.
+            UserError: the files do not fit on the disk.
+        """
         if directory is None:
             raise ValueError("storage 'disk' needs a directory")
         directory.mkdir(parents=True, exist_ok=True)
@@ -188,17 +168,13 @@ class ReplayBuffer:
 
     @property
     def head(self) -> int:
-        """The ring position written next."""
+        """The ring position that is written next."""
         return self.total % self.length
 
     @property
     def size(self) -> int:
-        """Steps held of each environment."""
+        """Number of steps that the ring of each environment holds."""
         return min(self.total, self.length)
-
-    def __len__(self) -> int:
-        """Transitions held, over all environments."""
-        return self.size * self.num_envs
 
     def add(
         self,
@@ -208,13 +184,19 @@ class ReplayBuffer:
         done: np.ndarray,
         is_first: np.ndarray,
     ) -> None:
-        """Store one step of all N environments: every argument is (N, ...).
+        """Store one step of all N environments; every argument is (N, ...).
 
         ``action`` was taken at ``obs``; ``reward`` and ``done`` followed it.
         """
-        values = (obs, action, reward, done, is_first)
-        for stored, value in zip(self._data.values(), values, strict=True):
-            stored[:, self.head] = to_device(value, stored.device)
+        values = {
+            "obs": obs,
+            "action": action,
+            "reward": reward,
+            "done": done,
+            "is_first": is_first,
+        }
+        for name, stored in self._data.items():
+            stored[:, self.head] = to_device(values[name], stored.device)
         self.total += 1
         self._move_window()
 
@@ -223,11 +205,13 @@ class ReplayBuffer:
         self._window.copy_(to_device(torch.tensor([oldest, self.size]), self.place))
 
     def read(self, first: int, last: int) -> dict[str, Tensor]:
-        """The steps [first, last) of every environment, counted from the run's first: each field
-        (N, last - first, ...) in host memory.
+        """The steps [first, last) of every environment, counted from the run's first step.
+
+        Returns:
+            every field by name, (N, last - first, ...) in host memory.
 
         Raises:
-            ValueError: the ring does not hold them all.
+            ValueError: the ring does not hold all of these steps.
         """
         if not self.total - self.size <= first <= last <= self.total:
             raise ValueError(f"the replay holds the steps {self.total - self.size}:{self.total}")
@@ -235,9 +219,14 @@ class ReplayBuffer:
         return {name: stored[:, steps].cpu() for name, stored in self._data.items()}
 
     def write(self, first: int, fields: dict[str, Tensor]) -> None:
-        """Put back what :meth:`read` gave from ``first`` on; what the ring dropped since is not.
+        """Store steps that :meth:`read` returned; they become the newest steps of the ring.
 
-        The steps become the newest of the ring; call in their order.
+        If there are more than the ring holds, only the last ones are stored. Several parts must be
+        written in their order.
+
+        Args:
+            first: the first step, counted from the run's first step.
+            fields: every field by name, (N, steps, ...).
         """
         last = first + fields["obs"].shape[1]
         kept = max(first, last - self.length)
@@ -248,7 +237,7 @@ class ReplayBuffer:
         self._move_window()
 
     def count_not_finite(self) -> dict[str, int]:
-        """Of each field that can hold such values, how many stored ones are NaN or infinite."""
+        """For each floating-point field, the number of stored values that are NaN or infinite."""
         return {
             name: int((~torch.isfinite(stored[:, : self.size])).sum())
             for name, stored in self._data.items()
@@ -256,7 +245,12 @@ class ReplayBuffer:
         }
 
     def sample_indices(self, batch_size: int, length: int) -> tuple[Tensor, Tensor]:
-        """Uniform starts: environments (B,) in equal shares, and ring positions (B, T).
+        """Sample B sequences of T = ``length`` steps.
+
+        Starts are uniform over the stored steps, and the environments have equal shares.
+
+        Returns:
+            environments (B,) and ring positions (B, T), both int64.
 
         Raises:
             ValueError: fewer than ``length`` steps are stored.
@@ -275,5 +269,5 @@ class ReplayBuffer:
     def sample(self, batch_size: int, length: int) -> Batch:
         """``batch_size`` sequences of ``length`` steps on the training device."""
         env, steps = self.sample_indices(batch_size, length)
-        picked = (stored[env.unsqueeze(1), steps] for stored in self._data.values())
-        return Batch(*(to_device(value, self.device) for value in picked))
+        picked = {name: stored[env.unsqueeze(1), steps] for name, stored in self._data.items()}
+        return Batch(**{name: to_device(value, self.device) for name, value in picked.items()})

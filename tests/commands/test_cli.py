@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import resource
 import shutil
 import struct
 import subprocess
@@ -17,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
@@ -25,6 +25,7 @@ import yaml
 
 from pwm_core.config import REPOSITORY
 from pwm_core.config_file import load_config
+from pwm_core.runs.mp4 import read_video
 from pwm_core.runs.tracking import wandb_mode
 
 NAME = "Pong-life_done-pwm-100k"
@@ -106,7 +107,7 @@ class Tree:
 
     def __init__(self, folder: Path) -> None:
         self.root, self.home = folder / "tree", folder
-        for name in ("pwm_core", "pwm_atari", "config_files"):
+        for name in ("pwm_core", "pwm_atari", "pwm_dmc", "config_files"):
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(REPOSITORY / name, self.root / name, ignore=ignore)
         git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
@@ -277,13 +278,18 @@ def test_offline_wandb_run_holds_the_metrics(tree: Tree, trained: Result) -> Non
     assert {step: row for step, row in history.items() if len(row) > 1} == logged
     assert sorted(videos) == sorted(f"Video/{name}/path" for name in VIDEOS)
     assert (config["seed"], config["task"], group) == (1, "ALE/Pong-v5", "ALE/Pong-v5")
-    assert config["config"]["Models"]["Hidden"] == 128
+    assert config["Models"]["Hidden"] == 128
+    assert config["BasicSettings"]["Seed"] == 1
+    assert "config" not in config, "sections stand beside the metadata, not below it"
+    assert f"wandb sync {path.parent}" in trained.stdout
 
 
 def test_tensorboard_holds_the_metrics(tree: Tree, trained_from_root: Result) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tree.folder("again") / "tensorboard"), {"scalars": 0})
+    events = EventAccumulator(
+        str(tree.folder("again") / "tensorboard"), {"scalars": 0, "tensors": 0}
+    )
     events.Reload()
     logged = tree.records("again")
     names = {name for record in logged for name in record} - {"step"}
@@ -297,6 +303,9 @@ def test_tensorboard_holds_the_metrics(tree: Tree, trained_from_root: Result) ->
         ]
     assert set(events.Tags()["images"]) == {f"Video/{name}" for name in VIDEOS}
     assert not (tree.folder("again") / "wandb").exists()
+    (text,) = events.Tensors("config/text_summary")
+    shown = text.tensor_proto.string_val[0].decode()
+    assert "    Models:\n      Hidden: 128\n" in shown
 
 
 @pytest.mark.parametrize(("name", "frames"), [*zip(VIDEOS, (16, 16, 11, 11, 16), strict=True)])
@@ -304,7 +313,7 @@ def test_videos_decode(name: str, frames: int, tree: Tree, trained: Result) -> N
     """T replayed steps of four sequences side by side; horizon + 1 imagined ones. What compares has
     three rows of them."""
     path = tree.folder(NAME) / "videos" / f"{name.lower()}_000001020.mp4"
-    video = imageio.imread(path, plugin="pyav")
+    video = read_video(path)[0]
     rows = 3 if name in ("Comparison", "OpenLoop") else 1
     assert video.shape == (frames, rows * 64, 4 * 64, 3)
     if name == "Observation":  # Pong's court is brown: its colour survives the codec
@@ -320,10 +329,11 @@ def test_without_a_logger_none_is_imported(tree: Tree, trained: Result, tmp_path
         cwd=tmp_path,
     ).succeeded()  # fmt: skip
     loaded = {name.partition(".")[0] for name in done.modules}
-    assert not loaded & {"wandb", "tensorboard", "imageio", "matplotlib", "dm_control"}
+    assert not loaded & {"wandb", "tensorboard", "av", "matplotlib", "dm_control"}
     assert "ale_py" in loaded
     left = {path.name for path in tree.folder("silent").iterdir()}
-    assert left == {"config.yaml", "run.json", "metrics.jsonl", "checkpoints", "lock"}
+    files = {"config.yaml", "run.json", "metrics.jsonl", "lock"}
+    assert left == files | {"checkpoints", "resume", "replay"}
     assert not list(tmp_path.iterdir())
     ours, other = tree.records("silent"), tree.records(NAME)
     assert ours[-1]["WorldModel/recon_loss"] != other[-1]["WorldModel/recon_loss"]
@@ -414,19 +424,43 @@ def test_eval_of_all_checkpoints_and_of_one(tree: Tree, evaluated: Result) -> No
         check_row(row, step, 2)
 
 
-def test_eval_with_other_settings_sets_the_scores_aside(tree: Tree, evaluated: Result) -> None:
-    _, before, _ = tree.scores(NAME)
+def test_eval_with_other_settings_has_a_file_of_its_own(tree: Tree, evaluated: Result) -> None:
+    before = tree.scores(NAME)
     done = tree.evaluate(
         "-n", NAME, "-device", "cpu", "-episodes", "1", "-greedy", "-seed", "7",
         *flags("BasicSettings.Protocol=standard"),
     ).succeeded()  # fmt: skip
-    header, rows, about = tree.scores(NAME)
+    name = f"{NAME}--greedy-1ep-seed7-standard"
+    header, rows, about = tree.scores(name)
     assert header == ["step", "frames", "mean", "std", "return_0"]
     check_row(rows[0], STEPS[-1], 1)
     assert (about["protocol"], about["seed"], about["greedy"]) == ("standard", 7, True)
     assert about["protocol_settings"]["noop_max"] == 30
-    assert f"{NAME}-1.csv" in done.stdout
-    assert tree.scores(f"set_aside/{NAME}-1")[1] == before
+    assert f"{name}.csv" in done.stdout
+    assert "1 episode, " in done.stdout
+    assert tree.scores(NAME) == before
+
+
+def test_what_the_project_writes_is_no_change_of_the_code(tree: Tree) -> None:
+    """Scores and reports are tracked; a run after ``python -m results`` is not a dirty one."""
+
+    def commit() -> str:
+        code = "from pwm_core.runtime import git_commit; print(git_commit())"
+        return tree.run("-c", code).succeeded().stdout.strip()
+
+    assert commit() == tree.commit
+    for name in ("eval_result/report/report.md", "benchmarks/results/scan.json"):
+        path = tree.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("new")
+        subprocess.run(["git", "add", "-f", name], cwd=tree.root, check=True)
+    assert commit() == tree.commit
+    path = tree.root / "pwm_core" / "errors.py"
+    content = path.read_text()
+    path.write_text(content + "\n")
+    assert commit() == f"{tree.commit}-dirty"
+    path.write_text(content)
+    subprocess.run(["git", "reset", "-q"], cwd=tree.root, check=True)
 
 
 # --------------------------------------------------------------------------------------- bad input
@@ -464,7 +498,23 @@ BAD_TRAIN: dict[str, tuple[list[str], list[str]]] = {
     "device number": (["-device", "cuda:x"], ["-device cuda:x"]),
     "empty device": (["-device", ""], ["-device"]),
     "unknown logger": (["-logger", "wandb,mlflow"], ["'mlflow'", "wandb, tensorboard", "none"]),
-    "unknown flag": (["-sead", "3"], ["-sead"]),
+    "unknown flag": (["-sead", "3"], ["unknown flag -sead", "'-seed'"]),
+    "a flag glued to a name": (["-noresume"], ["unknown flag -noresume"]),
+    "config without a name": (["-config_path", ""], ["-config_path", "YAML file is needed"]),
+    "a task of another domain": (["-env_name", "walker_walk"], ["it is a task of pwm_dmc/"]),
+    "a config of another domain": (
+        ["-config_path", "config_files/dmc_tiny.yaml"],
+        ["'suite'", "config_files/dmc_tiny.yaml is a config of pwm_dmc/"],
+    ),
+    "an action held for long": (flags("BasicSettings.FrameSkip=1000"), ["FrameSkip", "at most"]),
+    "too many environments": (
+        flags(
+            "JointTrainAgent={NumEnvs: 10000000, BufferWarmUp: 320000000}",
+            "JointTrainAgent={SampleMaxSteps: 330000000, BufferMaxLength: 330000000}",
+        ),
+        ["JointTrainAgent.NumEnvs = 10000000 is too many", "GB"],
+    ),
+    "networks too large": (flags("Models.Hidden=300000"), ["networks", "lower Models.Hidden"]),
     "seed is a word": (["-seed", "one"], ["-seed", "one"]),
     "negative seed": (["-seed", "-1"], ["-seed", "-1 is not a whole number"]),
     "name with a slash": (["-n", "a/b"], ["'a/b'", "letters, digits"]),
@@ -472,6 +522,8 @@ BAD_TRAIN: dict[str, tuple[list[str], list[str]]] = {
     "empty name": (["-n", ""], ["''"]),
     "name with a newline": (["-n", "a\nb"], [r"'a\nb'"]),
     "name too long": (["-n", "x" * 300], ["x" * 20]),
+    "name too long in bytes": (["-n", "ü" * 120], ["ü" * 20, "200 bytes at most"]),
+    "name of a score file": (["-n", "Pong--greedy"], ["'Pong--greedy'", "no '--'"]),
     "name exists": (["-n", NAME], [NAME, "exists already"]),
     "replay too large": (
         flags("JointTrainAgent={BufferMaxLength: 1000000000000, BufferStorage: memory}"),
@@ -551,6 +603,28 @@ def test_unusable_wandb_is_refused(tree: Tree, trained: Result) -> None:
 )
 def test_missing_flag(script: str, argv: list[str], missing: str, tree: Tree) -> None:
     check_refusal(tree.call(f"pwm_atari/{script}.py", *argv), [missing, "required"])
+
+
+@pytest.mark.parametrize("script", ["train", "eval"])
+@pytest.mark.parametrize(
+    "argv",
+    [["-sead", "3"], ["-seed", "x"], [], ["-set", "Models.Gama=1", "-n", "a", "-env_name", "b"]],
+)
+def test_a_wrong_flag_is_told_before_torch_is_imported(
+    script: str, argv: list[str], tree: Tree
+) -> None:
+    """In less than 0.3 s of one core; an evaluation's overrides need the run first."""
+    if script == "eval" and "-set" in argv:
+        return
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = tree.run("-X", "importtime", f"pwm_atari/{script}.py", *argv)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert result.status == 2
+        assert not re.search(r"\| +(torch|numpy|gymnasium)$", result.stderr, re.M)
+    assert min(seconds) < 0.3
 
 
 def test_a_process_of_its_own_refuses_alike(tree: Tree) -> None:

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from pwm_core.config import REPOSITORY, Config
-from pwm_core.config_file import dump_config, load_config
+from pwm_core.config_file import dump_config, leaves, load_config
 from pwm_core.errors import UserError
+from tests.helpers_processes import no_longer_than
 
 ATARI = "config_files/atari.yaml"
 FILES = sorted(path.name for path in (REPOSITORY / "config_files").glob("*.yaml"))
@@ -130,15 +131,6 @@ def value_of(config: Config, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part)
     return value
-
-
-def leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and values."""
-    found: dict[str, Any] = {}
-    for key, value in section.items():
-        nested = isinstance(value, dict)
-        found |= leaves(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return found
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -346,6 +338,7 @@ IMPOSSIBLE = [
     ("BasicSettings.ObsShape", [64, 64, 2]),
     ("BasicSettings.ObsShape", [0, 0, 3]),
     ("BasicSettings.ObsType", "sound"),
+    ("BasicSettings.FrameSkip", 1000),
     ("JointTrainAgent.BatchSize", 0),
     ("JointTrainAgent.BatchLength", 1),
     ("JointTrainAgent.ImagineBatchSize", 17),
@@ -426,6 +419,29 @@ def test_not_a_config(text: str, says: str, write) -> None:
     message = refusal(write(text))
     assert "mine.yaml" in message
     assert says in message
+
+
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize("text", [BOMB, "Models: &a {Models: *a}"], ids=["nested", "circular"])
+def test_aliases_that_stand_for_too_much(text: str, write) -> None:
+    """Written out they are 10^11 values; a message with them would take minutes."""
+    with no_longer_than(5):
+        assert "aliases stand for more than 10000 values" in refusal(write(text))
+        override = "Models.Gamma={" + text.replace("\n", ", ") + "}"
+        assert "not valid YAML" in refusal(ATARI, (override,))
+
+
+def test_a_few_aliases_are_welcome(write) -> None:
+    config = load_config(write("Models: {Hidden: &h 64, NumBin: *h}"), defaults=ATARI)
+    assert (config.Models.Hidden, config.Models.NumBin) == (64, 64)
+
+
+def test_a_large_file_is_not_read(write) -> None:
+    assert "larger than 1 MB" in refusal(write("# x" * 400_000))
 
 
 def test_binary_file_and_folder(tmp_path: Path) -> None:

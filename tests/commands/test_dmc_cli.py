@@ -69,11 +69,12 @@ def test_train_then_evaluate(tree: Path, obs_type: str, stem: int, other: str) -
 
     done = run(tree, "eval.py", "-n", name, *common, "-episodes", "2")
     assert done.returncode == 0, done.stderr
-    header, row = csv.reader((tree / "eval_result" / f"{name}.csv").read_text().splitlines())
+    scores = tree / "eval_result" / f"{name}--2ep.csv"
+    header, row = csv.reader(scores.read_text().splitlines())
     assert header == ["step", "frames", "mean", "std", "return_0", "return_1"]
     assert row[:2] == ["540", "1080"]
     assert all(0 <= float(value) <= 1000 for value in row[4:])
-    about = json.loads((tree / "eval_result" / f"{name}.json").read_text())
+    about = json.loads(scores.with_suffix(".json").read_text())
     assert about["protocol_settings"]["obs_type"] == obs_type
 
     done = run(tree, "eval.py", "-n", name, "-obs_type", other)  # not what it was trained with

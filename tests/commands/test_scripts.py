@@ -52,11 +52,16 @@ def test_train_then_eval(tree: Path, domain: str) -> None:
     assert set(named) == {"checkpoints", "metrics", "scores", "curve"}
     assert all(Path(path).exists() for path in named.values())
 
+    assert re.search(
+        r"the trained agent returns -?\d+\.\d, random play -?\d+\.\d$", done.stdout, re.M
+    )
+    assert re.search(r"^video of return_0|no video", done.stdout, re.M)
+
     name = Path(named["scores"]).stem
-    command = ["./eval.sh", domain, "-run_name", name, "-episodes", "1", "-greedy"]
+    command = ["./eval.sh", "-run_name", name, "-episodes", "1", "-greedy"]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "set_aside" in done.stdout
+    assert f"eval_result/{name}--greedy.csv" in done.stdout
 
 
 @pytest.mark.slow

@@ -26,11 +26,11 @@ ATARI_100K = {  # game -> size of its minimal action set
     "RoadRunner": 18, "Seaquest": 18, "UpNDown": 6,
 }  # fmt: skip
 STICKY = {"pamorl": 0.25, "standard": 0.0}
-"""Repeat-action probability of each protocol, as published; typed here, not read from the code."""
+"""Repeat-action probability of each protocol as published; it is not read from the code."""
 
 
 class Seen(NamedTuple):
-    """What one environment showed at one step."""
+    """The results of one environment at one step."""
 
     obs: np.ndarray
     reward: float
@@ -40,8 +40,11 @@ class Seen(NamedTuple):
 
 
 class Emulator:
-    """A single game, frame by frame: frame skip 4, the last two frames max-pooled, shrunk by
-    OpenCV's area interpolation. A lost life is ``done``; only a game over begins a new game."""
+    """A single game, stepped frame by frame.
+
+    The frame skip is 4. An observation is the maximum of the last two frames, shrunk by OpenCV's
+    area interpolation. A lost life is ``done``, but only the end of a game begins a new one.
+    """
 
     def __init__(self, rom: str, seed: int, sticky: float, noops: int = 0) -> None:
         ALEInterface.setLoggerMode(LoggerMode.Error)
@@ -52,7 +55,7 @@ class Emulator:
         self.actions = self.ale.getMinimalActionSet()
 
     def begin(self, noops: int = 0) -> None:
-        """The next game, from the seed of its number."""
+        """Begin the next game from the seed of its number."""
         self.game += 1
         self.ale.setInt("random_seed", episode_seed(self.seed, self.game))
         self.ale.loadROM(self.rom)
@@ -82,7 +85,7 @@ class Emulator:
 def play(
     env: AtariEnv, steps: int, seed: int = 0, *, reset: bool = True
 ) -> Iterator[tuple[int, list[Seen], list[Finished]]]:
-    """The same random action in every environment, ``steps`` times."""
+    """Take the same random action in every environment, ``steps`` times."""
     rng = np.random.default_rng(seed)
     if reset:
         env.reset()
@@ -95,7 +98,7 @@ def play(
 
 
 def record(env: AtariEnv, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Observations (T, N, 64, 64, 3) and rewards (T, N) of :func:`play`, the reset included."""
+    """Observations (T, N, 64, 64, 3) and rewards (T, N) of :func:`play`, including the reset."""
     obs, rewards = [env.reset()], [np.zeros(env.num_envs)]
     for _, seen, _ in play(env, steps, reset=False):
         obs.append(np.stack([s.obs for s in seen]))
@@ -124,8 +127,10 @@ def test_there_are_26_games() -> None:
 
 
 def find_start(rom: str, seed: int, sticky: float, first: np.ndarray, noops: int) -> list[Emulator]:
-    """Bare emulators that show ``first`` after at most ``noops`` no-ops: several where nothing
-    moves yet."""
+    """Emulators that show ``first`` after at most ``noops`` no-ops.
+
+    There are several if nothing moves during these no-ops.
+    """
     search, counts = Emulator(rom, seed, sticky), []
     for count in range(noops + 1):
         if np.abs(search.obs().astype(int) - first).max() <= 1:
@@ -145,8 +150,11 @@ def find_start(rom: str, seed: int, sticky: float, first: np.ndarray, noops: int
 def test_steps_repeat_frame_by_frame_on_a_bare_emulator(
     protocol: str, noops: int, task: str, steps: int, games: int
 ) -> None:
-    """Frame skip, max-pooling, OpenCV's area interpolation, sticky actions, no-ops, lost lives,
-    resets and rewards in one comparison, to within one grey level."""
+    """The environments agree with an emulator that is stepped by hand, to within one grey level.
+
+    The comparison covers frame skip, max-pooling, interpolation, sticky actions, no-ops, lost
+    lives, resets and rewards.
+    """
     with closing(AtariEnv(task, 2, seed=3, protocol=protocol)) as env:
         first, seed = env.reset()[1], int(env_seeds(3, 2)[1])
         fitting = find_start(env.game, seed, STICKY[protocol], first, noops)
@@ -164,8 +172,10 @@ def test_steps_repeat_frame_by_frame_on_a_bare_emulator(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_seeds(protocol: str) -> None:
-    """The same run seed repeats exactly; another one differs, as do the environments of one run,
-    and the games after another reset."""
+    """The same seed of a run repeats exactly, and another seed differs.
+
+    The environments of one run differ from each other, and so do the games after another reset.
+    """
     recorded = []
     for seed in (1, 1, 2):
         with closing(AtariEnv("ALE/Seaquest-v5", 2, seed, protocol=protocol)) as env:
@@ -182,8 +192,11 @@ def test_seeds(protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_protocols_reach_the_emulator(protocol: str) -> None:
-    """``pamorl``: one start, and sticky actions part all the games. ``standard``: no-ops part the
-    starts, and games with the same number of them stay alike under the same actions."""
+    """What makes games differ under the same actions depends on the protocol.
+
+    With ``pamorl`` all games start alike, and sticky actions make them differ. With ``standard``
+    no-ops make the starts differ, and games with the same number of no-ops stay equal.
+    """
     with closing(AtariEnv("ALE/Seaquest-v5", 16, seed=6, protocol=protocol)) as env:
         obs, _ = record(env, 60)
     starts = {obs[0, i].tobytes() for i in range(16)}
@@ -222,7 +235,7 @@ def test_lost_life_is_done_but_the_return_counts_the_whole_game() -> None:
 
 
 def test_last_reward_is_in_the_return() -> None:
-    """The point that ends a game of Pong is its last reward: 21 points for one side, exactly."""
+    """A game of Pong ends at 21 points for one side, and the last point is in the return."""
     sums, games = np.zeros(3), [0, 0, 0]
     with closing(AtariEnv("ALE/Pong-v5", 3, seed=2)) as env:
         for _, seen, finished in play(env, 2100):
@@ -238,8 +251,11 @@ def test_last_reward_is_in_the_return() -> None:
 
 
 def test_frame_limit_truncates_without_done() -> None:
-    """The same environment around an emulator with a limit of 400 frames in place of 108,000. Every
-    episode meets the same actions, and still none repeats another: seeds are not set anew."""
+    """Episodes that are cut off by ALE's limit are not ``done``, and none repeats another.
+
+    The emulator has a limit of 400 frames in place of 108,000, and every episode has the same
+    actions.
+    """
     with closing(AtariEnv("ALE/Pong-v5", 2, seed=0)) as env:
         start = env.reset().copy()
         env._env.close()
@@ -268,7 +284,7 @@ def test_frame_limit_truncates_without_done() -> None:
 @pytest.mark.parametrize("protocol", ["pamorl", "standard"])
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_a_saved_game_goes_on_bit_for_bit(protocol: str, num_envs: int) -> None:
-    """Within the third games of Breakout or so, each environment at another length of its own."""
+    """The state is restored in about the third game, at another step in each environment."""
     rng = np.random.default_rng(1)
     with closing(AtariEnv("ALE/Breakout-v5", num_envs, seed=6, protocol=protocol)) as env:
         env.reset()
@@ -290,7 +306,7 @@ def test_a_saved_game_goes_on_bit_for_bit(protocol: str, num_envs: int) -> None:
 
 
 def test_games_of_several_environments_equal_those_of_one() -> None:
-    """A game over in one environment begins its next game and leaves the others alone."""
+    """The end of a game in one environment does not change the other environments."""
     with closing(AtariEnv("ALE/Breakout-v5", 2, seed=6)) as both:
         together = [s for _, s, _ in play(both, 700)]
         alone = AtariEnv("ALE/Breakout-v5", 1, seed=0)
@@ -356,3 +372,9 @@ def test_unknown_game_names_near_ones(task: str, near: str) -> None:
 def test_unknown_protocol_names_the_valid_ones() -> None:
     with pytest.raises(UserError, match=r"Protocol.*'sticky'.*pamorl or standard"):
         AtariEnv("ALE/Pong-v5", 1, 0, protocol="sticky")
+
+
+def test_a_frame_skip_by_task_is_refused() -> None:
+    config = load_config("config_files/atari.yaml", overrides=["BasicSettings.FrameSkip=task"])
+    with pytest.raises(UserError, match="FrameSkip must be a number"):
+        check_task(config, "ALE/Pong-v5")

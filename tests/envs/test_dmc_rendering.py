@@ -1,6 +1,6 @@
-"""How the DeepMind Control environments draw, against dm_control itself.
+"""The frames of the DeepMind Control environments against those of dm_control itself.
 
-What draws runs in a process of its own: dm_control decides on a renderer once per process.
+All rendering runs in separate processes, because dm_control chooses a renderer once per process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def need(renderer: str | None = None) -> str:
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """Closes what a test enters into it."""
+    """Closes the contexts that a test enters into it."""
     with ExitStack() as entered:
         yield entered
 
@@ -70,7 +70,7 @@ for name, domain, task, camera, frame_skip in (task.split(":") for task in tasks
 def test_frames_equal_dm_controls_own(
     monkeypatch: pytest.MonkeyPatch, stack: ExitStack, tmp_path: Path
 ) -> None:
-    """In the course of an episode, at the start of the next, and with the domain's camera."""
+    """Frames agree during an episode, at the start of the next, and with the domain's camera."""
     monkeypatch.setenv("MUJOCO_GL", need())
     tasks = {
         "walker_walk": "walker:walk:0:200",  # the episode ends at the fifth step

@@ -1,4 +1,4 @@
-"""Objects in processes of their own: calls, errors, deaths, and that no process is left behind."""
+"""Worker processes: calls, errors, deaths, and that no process is left running."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def deadline() -> Iterator[None]:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """``Worker``; stops what it started."""
+    """``Worker``, whose processes are stopped after the test."""
     workers: list[Worker] = []
 
     def _start(factory: str = ACCOUNT, **variables: str) -> Worker:
@@ -233,7 +233,7 @@ def test_a_script_needs_neither_stop_nor_a_main_guard() -> None:
 
 
 def test_a_worker_finds_what_its_parent_finds(tmp_path: Path) -> None:
-    """The script's own path, as ``train.py`` extends it; not what lies in the current folder."""
+    """A worker imports from the script's own path and not from the current folder."""
     script, elsewhere = tmp_path / "script", tmp_path / "elsewhere"
     for folder in (script, elsewhere):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Actor and critic against losses computed one element at a time; imagined rollouts by hand."""
+"""Actor and critic against losses that are computed one element at a time."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal
 
 from pwm_core.config import Config
-from pwm_core.config_file import load_config
-from pwm_core.models.actor_critic import ActorCritic, ReturnScale
-from pwm_core.models.distributions import sample_index
-from pwm_core.models.imagination import Trajectory, imagine
+from pwm_core.models.actor_critic import ActorCritic, ReturnScale, clipped_objective
+from pwm_core.models.types import Trajectory
+from pwm_core.training.agent import Agent
 from tests.helpers import (
     CLASSES,
     STOCH,
     WIDTH,
-    Data,
     as_vector,
     load_small,
     make_actor_critic,
     make_agent,
     make_world_model,
     replace_at,
-    written_out,
+    two_hot_weights,
 )
 
 KINDS = pytest.mark.parametrize("discrete", [True, False])
@@ -41,7 +39,7 @@ def make_states(*shape: int) -> tuple[Tensor, Tensor]:
 
 
 def make_trajectory(model: ActorCritic, rows: int = 5, horizon: int = 7) -> Trajectory:
-    """Random states and rewards, actions of the model itself, two predicted ends."""
+    """A trajectory with random states and rewards, the model's own actions and two ends."""
     torch.manual_seed(3)
     deter, latent = make_states(rows, horizon + 1)
     discount = torch.full((rows, horizon), GAMMA)
@@ -88,7 +86,10 @@ class Expected(NamedTuple):
 
 
 def loss_by_hand(model: ActorCritic, trajectory: Trajectory, config: Config) -> Expected:
-    """SPEC 3, element by element, from fresh percentiles; differentiable."""
+    """The losses of actor and critic, one element at a time, with fresh percentiles.
+
+    Gradients flow through the result.
+    """
     deter, latent, action, _, reward, discount = trajectory
     latent = as_vector(latent)  # the layers then multiply where they otherwise pick rows
     rows, horizon = reward.shape
@@ -130,7 +131,7 @@ def loss_by_hand(model: ActorCritic, trajectory: Trajectory, config: Config) -> 
             advantage = (returns[0][b][t] - values[0][b][t]) / scale
             advantages[b, t] = advantage
             policy_loss = -weight * policy.log_prob(action[b, t]) * advantage
-            targets = [model.two_hot.encode(rows_[b][t]) for rows_ in returns]
+            targets = [two_hot_weights(model.two_hot, rows_[b][t]) for rows_ in returns]
             log_probs = logits[0][b][t].log_softmax(-1)
             value_loss = weight * -sum((target * log_probs).sum() for target in targets)
             entropy = policy.entropy()
@@ -146,7 +147,7 @@ def loss_by_hand(model: ActorCritic, trajectory: Trajectory, config: Config) -> 
 def test_the_loss_is_the_one_computed_by_hand(
     shape: tuple[int, int], slow: str, discrete: bool
 ) -> None:
-    """Defect 4: nothing broadcasts, and defect 5: nothing after an end counts."""
+    """No term broadcasts (B, 1, H) against (B, H, 1), and no step after a predicted end counts."""
     config = load_small(f"Models.Agent.SlowCritic={slow}", "Models.Agent.EntropyCoef=0.1")
     model = make_actor_critic(config, discrete=discrete)
     trajectory = make_trajectory(model, *shape)
@@ -221,6 +222,71 @@ def test_the_scan_of_the_returns_does_not_matter(scan: str) -> None:
         torch.testing.assert_close(one, two, **CLOSE)
 
 
+# --------------------------------------------------------------- several updates on one rollout
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "value", "slope"),
+    [
+        (1.0, 2.0, 2.0, 2.0),
+        (1.5, 2.0, 2.4, 0.0),  # made likelier than by the clip already
+        (1.5, -2.0, -3.0, -2.0),  # made likelier although it is bad: that is taken back
+        (0.5, 2.0, 1.0, 2.0),
+        (0.5, -2.0, -1.6, 0.0),
+    ],
+)
+def test_the_objective_is_clipped_on_the_side_it_pushes_to(
+    ratio: float, advantage: float, value: float, slope: float
+) -> None:
+    x = torch.tensor(ratio, requires_grad=True)
+    found = clipped_objective(x, torch.tensor(advantage), 0.2)
+    found.backward()
+    assert (found.item(), x.grad.item()) == pytest.approx((value, slope))
+
+
+@KINDS
+def test_a_later_update_is_reinforce_where_the_policy_has_not_moved(discrete: bool) -> None:
+    model = make_actor_critic(load_small(), discrete=discrete)
+    trajectory = make_trajectory(model)
+    gradients = []
+    for again in (False, True):
+        model.zero_grad()
+        model.return_scale.percentiles.zero_()
+        model.loss(trajectory, again=again)[0].backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for first, later in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, later, **CLOSE)
+
+
+@KINDS
+def test_many_updates_on_one_rollout_stay_near_the_policy_that_acted(discrete: bool) -> None:
+    """The divergence of plain REINFORCE, which runs away, is the measure for the clipped loss."""
+    updates = 60
+    config = load_small(
+        "Models.Agent={LR: 3e-3, EntropyCoef: 0}", f"JointTrainAgent.AgentUpdate={updates}"
+    )
+
+    def divergence(agent: Agent, trajectory: Trajectory) -> float:
+        """Mean KL(acted || now) in nats, estimated from the actions taken."""
+        model, states = agent.actor_critic, (trajectory.deter, trajectory.latent)
+        output = model.actor(*(x[:, :-1] for x in states))
+        log_ratio = model.policy.log_prob(output, trajectory.action) - trajectory.log_prob
+        return (log_ratio.exp() - 1 - log_ratio).mean().item()
+
+    found = []
+    for clipped in (True, False):
+        agent = make_agent(config, discrete=discrete)
+        trajectory = make_trajectory(agent.actor_critic, 64)
+        if not clipped:
+            loss = agent.actor_critic.loss
+            agent._actor_critic_loss = lambda given, again, loss=loss: loss(given)
+        agent.train_actor_critic(trajectory)
+        with torch.no_grad():
+            found.append(divergence(agent, trajectory))
+    assert 0.001 < found[0] < 0.2
+    assert found[1] > 5 * found[0], found
+
+
 # ------------------------------------------------------------------------ scale and slow critic
 
 
@@ -275,7 +341,7 @@ def test_the_slow_critic_starts_as_the_critic_and_follows_by_tau() -> None:
     slow = [p.clone() for p in agent.actor_critic.slow_critic.parameters()]
     trained = {
         id(p)
-        for group in agent.updaters["ActorCritic"].optimizer.param_groups
+        for group in agent.optimizers["ActorCritic"].adamw.param_groups
         for p in group["params"]
     }
     assert trained.isdisjoint(id(p) for p in agent.actor_critic.slow_critic.parameters())
@@ -295,7 +361,7 @@ def test_without_a_slow_critic_there_is_none() -> None:
 
 
 def test_executed_actions_are_clipped_and_greedy_is_tanh_of_the_mean() -> None:
-    """Defect 8."""
+    """Greedy actions pass through the tanh, and no action leaves the bounds."""
     model = make_actor_critic(load_small(), discrete=False)
     with torch.no_grad():
         model.actor.rest[-1].bias.copy_(torch.tensor([3.0, -3.0, 0.0, 5.0, 5.0, 5.0]))
@@ -318,133 +384,3 @@ def test_discrete_actions_are_drawn_and_greedy_is_the_most_probable() -> None:
     shares = torch.bincount(model.act(*states), minlength=3) / 4000
     torch.testing.assert_close(shares, probs, rtol=0, atol=0.03)
     assert (model.act(*states, greedy=True) == probs.argmax()).all()
-
-
-# ------------------------------------------------------------------------------------- imagination
-
-
-def test_gamma_is_per_frame_on_atari() -> None:
-    full = "config_files/atari.yaml"
-    assert load_config(full).discount == pytest.approx(0.997**4)
-    assert load_config(full, overrides=["BasicSettings.FrameSkip=2"]).discount == 0.997**2
-    assert load_config(full, overrides=["Models.GammaPerFrame=false"]).discount == 0.997
-
-
-@KINDS
-@torch.no_grad()
-def test_an_imagined_rollout_follows_from_its_own_actions(discrete: bool) -> None:
-    """deter of step h from latent and action of h-1, latent from that deter, reward after it."""
-    config = load_small("Models.WorldModel.Unimix=0")
-    agent = make_agent(config, discrete=discrete)
-    model, actor_critic = agent.world_model.eval(), agent.actor_critic
-    model.prior[-1].weight *= 1e4  # the prior is certain: what it draws can be predicted
-    batch = Data(firsts=((0, 3), (1, 5)), discrete=discrete).batch(config)
-    context = model.context(batch, 4)
-    model.done_head[-1].bias -= model.done_head(context.deter).mean()
-    kept = written_out(context)
-    found = imagine(model, actor_critic, context, 10, GAMMA)
-
-    count, policy = 3 * 4, actor_critic.policy
-    assert [x.shape[:2] for x in found] == [*[(count, 11)] * 2, *[(count, 10)] * 4]
-    state = written_out(context)
-    deter, latent = context.deter, context.latent
-    ends = torch.zeros(2)
-    for h in range(10):
-        torch.testing.assert_close(found.deter[:, h], deter, **CLOSE)
-        assert torch.equal(found.latent[:, h], latent)
-        output, action = actor_critic.actor(deter, as_vector(latent)), found.action[:, h]
-        log_prob = policy.log_prob(output, action)
-        torch.testing.assert_close(found.log_prob[:, h], log_prob, **CLOSE)
-        taken = torch.eye(3)[action] if discrete else action.clamp(-1, 1)
-        deter = model.sequence.step(as_vector(latent), taken, state)
-        latent = model.predict_latent(deter).argmax(-1)
-        reward = model.two_hot.decode(model.reward_head(deter))
-        goes_on = model.done_head(deter).squeeze(-1) < 0
-        torch.testing.assert_close(found.reward[:, h], reward, **CLOSE)
-        torch.testing.assert_close(found.discount[:, h], GAMMA * goes_on.float())
-        ends += torch.stack([goes_on.sum(), (~goes_on).sum()])
-    torch.testing.assert_close(found.deter[:, 10], deter, **CLOSE)
-    assert torch.equal(found.latent[:, 10], latent)
-    assert ends.min() > 0  # both kinds were seen
-    assert discrete or found.action.abs().max() > 1  # as drawn, so that log_prob is of what it is
-    for now, before in zip(written_out(context).memories, kept.memories, strict=True):
-        torch.testing.assert_close(now.memory, before.memory, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("sequences", "context", "starts"), [(8, 16, 12), (2, 3, 6), (1, 1, 1)])
-def test_the_agent_imagines_from_as_many_states_as_configured(
-    sequences: int, context: int, starts: int
-) -> None:
-    """Of 4 sequences of 4 steps; the first step of each has no deter before it."""
-    config = load_small(
-        f"JointTrainAgent.ImagineBatchSize={sequences}",
-        f"JointTrainAgent.ImagineContext={context}",
-        "JointTrainAgent.ImagineHorizon=4",
-    )
-    agent = make_agent(config)
-    trajectory = agent.imagine(Data(4, 4).batch(config))
-    assert trajectory.reward.shape == (starts, 4)
-    assert set(trajectory.discount.unique().tolist()) <= {0.0, np.float32(config.discount)}
-    assert not any(field.requires_grad for field in trajectory)
-
-
-@KINDS
-@torch.no_grad()
-def test_acting_and_imagining_meet_the_same_states(discrete: bool) -> None:
-    """What the agent carries through an episode is the context of the replayed one."""
-    config = load_small("Models.WorldModel.Unimix=0")
-    agent = make_agent(config, discrete=discrete)
-    model = agent.world_model.eval()
-    model.posterior[-1].weight *= 1e4  # a certain posterior: nothing is drawn
-    firsts = ((0, 0), (1, 0), (2, 0), (1, 4))
-    batch = Data(3, 7, firsts, discrete=discrete).batch(config)
-    post = model.encode(model.codec.prepare(batch.obs.flatten(0, 1)))
-    latent = sample_index(post).view(3, 7, -1)
-    state, deters, actions = agent.initial_state(3), [], []
-    for t in range(7):
-        deter = state.deter.masked_fill(batch.is_first[:, t, None], 0.0)
-        first = batch.is_first[:, t].numpy()
-        action = agent.act(batch.obs[:, t].numpy(), first, state, greedy=True)
-        greedy = agent.actor_critic.act(deter, latent[:, t], greedy=True).numpy()
-        np.testing.assert_allclose(action, greedy, rtol=1e-4, atol=1e-5)
-        deters.append(deter)
-        actions.append(action)
-    replayed = batch._replace(action=torch.tensor(np.stack(actions, 1)))
-    context = model.context(replayed, 6)
-    torch.testing.assert_close(context.deter, torch.stack(deters[1:], 1).flatten(0, 1), **CLOSE)
-
-
-@pytest.fixture
-def with_autocast(monkeypatch: pytest.MonkeyPatch) -> Config:
-    """A config that computes in bfloat16, on a CPU that would have to emulate it too."""
-    monkeypatch.setattr("pwm_core.training.agent.has_bfloat16", lambda _device: True)
-    return load_small("BasicSettings.UseAmp=true")
-
-
-@KINDS
-def test_rollouts_and_losses_are_float32_under_autocast(
-    with_autocast: Config, discrete: bool
-) -> None:
-    agent = make_agent(with_autocast, discrete=discrete)
-    batch = Data(firsts=((0, 3),), discrete=discrete).batch(with_autocast)
-    metrics = agent.train_world_model(batch)
-    trajectory = agent.imagine(batch)
-    metrics |= agent.train_actor_critic(trajectory)
-    metrics |= {k: v for k, v in trajectory._asdict().items() if v.is_floating_point()}
-    assert {k: v.dtype for k, v in metrics.items() if v.dtype != torch.float32} == {}
-    assert all(torch.isfinite(value).all() for value in metrics.values())
-
-
-@KINDS
-def test_acting_under_autocast_keeps_its_state_in_float32(
-    with_autocast: Config, discrete: bool
-) -> None:
-    agent = make_agent(with_autocast, discrete=discrete)
-    batch = Data(discrete=discrete).batch(with_autocast)
-    state = agent.initial_state(3)
-    for t, first in enumerate(([1, 1, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0])):
-        action = agent.act(batch.obs[:, t].numpy(), np.array(first, bool), state)
-        assert action.dtype == batch.action[:, t].numpy().dtype
-    for value in (state.deter, *(memory.memory for memory in state.recurrent.memories)):
-        assert value.dtype == torch.float32
-        assert torch.isfinite(value).all()

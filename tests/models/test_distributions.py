@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
+from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_core.models.distributions import (
-    CategoricalPolicy,
-    GaussianPolicy,
     SymlogTwoHot,
     categorical_entropy,
     categorical_kl,
+    exponential_race,
     free_bits,
     log_probs,
     one_hot,
@@ -25,6 +25,8 @@ from pwm_core.models.distributions import (
     symlog,
     unimix_probs,
 )
+from pwm_dmc.actor_critic import GaussianPolicy
+from tests.helpers import two_hot_weights
 
 BINS, TOP = 255, 20.0
 TWO_HOT = SymlogTwoHot(BINS, TOP)
@@ -44,32 +46,24 @@ def test_symlog_and_symexp_are_inverse_and_odd() -> None:
     torch.testing.assert_close(symlog(torch.tensor(math.e - 1)), torch.tensor(1.0))
 
 
-def test_two_hot_encodes_to_two_neighbours_and_decodes_back() -> None:
-    weights = TWO_HOT.encode(VALUES)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(len(VALUES)))
-    for row in weights:
-        (used,) = torch.nonzero(row, as_tuple=True)
-        assert len(used) <= 2
-        assert used[-1] - used[0] == len(used) - 1
-    torch.testing.assert_close(TWO_HOT.decode(weights.log()), VALUES, rtol=1e-4, atol=1e-6)
+def test_two_hot_decodes_the_weights_of_the_two_nearest_bins() -> None:
+    logits = two_hot_weights(TWO_HOT, VALUES).log()
+    torch.testing.assert_close(TWO_HOT.decode(logits), VALUES, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.5, 1e6, math.inf])
 @pytest.mark.parametrize(("sign", "end"), [(1, BINS - 1), (-1, 0)])
 def test_two_hot_clips_to_its_ends(sign: int, end: int, factor: float) -> None:
-    value = torch.tensor(sign * LARGEST * factor)
-    expected = F.one_hot(torch.tensor(end), BINS).float()
-    torch.testing.assert_close(TWO_HOT.encode(value), expected, rtol=0, atol=1e-4)
-    logits = torch.randn(BINS)
+    value, logits = torch.tensor(sign * LARGEST * factor), torch.randn(BINS)
     torch.testing.assert_close(TWO_HOT.loss(logits, value), -logits.log_softmax(-1)[end])
-    decoded = TWO_HOT.decode(TWO_HOT.encode(value).log())
+    decoded = TWO_HOT.decode(F.one_hot(torch.tensor(end), BINS).float().log())
     torch.testing.assert_close(decoded, torch.tensor(sign * LARGEST), rtol=1e-3, atol=0)
 
 
 def test_two_hot_loss_is_the_cross_entropy_with_the_encoding() -> None:
     value = torch.cat([VALUES, torch.tensor([LARGEST, -LARGEST]), symexp(TWO_HOT.bins("cpu"))])
     logits = (5 * torch.randn(len(value), BINS)).requires_grad_()
-    explicit = -(TWO_HOT.encode(value) * logits.log_softmax(-1)).sum(-1)
+    explicit = -(two_hot_weights(TWO_HOT, value) * logits.log_softmax(-1)).sum(-1)
     loss = TWO_HOT.loss(logits, value)
     torch.testing.assert_close(loss, explicit, rtol=1e-4, atol=1e-4)
     pairs = [torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (loss, explicit)]
@@ -84,7 +78,7 @@ def test_two_hot_decodes_the_mean_in_symlog_space() -> None:
 
 
 def test_two_hot_decodes_in_float32_under_autocast() -> None:
-    logits = TWO_HOT.encode(VALUES).log()
+    logits = two_hot_weights(TWO_HOT, VALUES).log()
     with torch.autocast("cpu", torch.bfloat16):
         decoded = TWO_HOT.decode(logits)
     assert decoded.dtype == torch.float32
@@ -127,7 +121,7 @@ def test_without_unimix_log_probs_kl_and_entropy_stay_finite(dtype: torch.dtype)
 
 
 def chi_square(index: Tensor, probs: Tensor) -> float:
-    """Pearson's statistic over the possible classes: K - 1 in the mean."""
+    """Pearson's statistic over the possible classes, whose mean is K - 1."""
     counts = torch.bincount(index.flatten(), minlength=len(probs)).double()
     expected = probs.double() / probs.double().sum() * index.numel()
     possible = expected > 0
@@ -201,6 +195,15 @@ def test_free_bits_have_no_gradient_below_the_minimum(
     found = free_bits(x, 1.0)
     (slope,) = torch.autograd.grad(found, x)
     assert (found.item(), slope.item()) == (value, gradient)
+
+
+def test_the_exponential_race_draws_what_the_probabilities_say() -> None:
+    """Each share of 100,000 draws within five standard deviations; probability 0 never."""
+    torch.manual_seed(0)
+    probs = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
+    drawn = exponential_race(probs.expand(100_000, -1)).bincount(minlength=5) / 100_000
+    assert drawn[1] == 0
+    assert ((drawn - probs).abs() <= 5 * (probs * (1 - probs) / 100_000).sqrt()).all()
 
 
 def test_the_categorical_policy_is_torchs() -> None:

@@ -1,4 +1,4 @@
-"""Return targets against backward loops."""
+"""Return targets against loops that run backward in time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Rollout(NamedTuple):
 
 
 def make_rollout(horizon: int, rows: int = 4) -> Rollout:
-    """Random, with a predicted end in the middle, at the first, and at the last step."""
+    """A random rollout with predicted ends in the middle, at the first and at the last step."""
     torch.manual_seed(horizon)
     discount = 0.5 + 0.5 * torch.rand(rows, horizon)
     discount[0, horizon // 2], discount[1, 0], discount[2, -1] = 0.0, 0.0, 0.0
@@ -97,7 +97,7 @@ def test_nothing_after_an_end_reaches_the_return_before_it() -> None:
 
 
 def test_step_weights_are_a_running_product_that_an_end_zeroes_for_good() -> None:
-    """Defect 5: an imagined step after a predicted end must not count again."""
+    """An imagined step after a predicted end never counts again."""
     discount = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.9, 0.0, 0.9, 0.9], [0.0, 0.9, 0.9, 0.9]])
     expected = torch.tensor([[1, 0.9, 0.72, 0.504], [1, 0.9, 0, 0], [1, 0, 0, 0]])
     torch.testing.assert_close(step_weights(discount), expected)

@@ -1,18 +1,13 @@
-"""Every scan backend against the sequential one, that against a plain loop; the kept states.
+"""Linear attention: every backend against ``sequential``, and that against a plain loop.
 
-The backend that needs a GPU has a file of its own, test_scan_triton.py; here is its absence.
+The backend that needs a GPU is tested in test_scan_triton.py.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,76 +15,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.scan import full_operands
-from pwm_core.config import REPOSITORY
-from pwm_core.errors import UserError
-from pwm_core.models import scan
-from pwm_core.models.linear_attention import ImaginedMemory, RecurrentMemory
 from pwm_core.models.scan import (
-    BACKENDS,
     States,
     available_backends,
-    check_backend,
     linear_attention,
-    linear_recurrence,
 )
+from pwm_core.models.sequence_models.linear_attention import ImaginedMemory, RecurrentMemory
 from pwm_core.runtime import keep_freed_memory
-from tests.helpers import load_small
+from tests.helpers import dense
+from tests.helpers_scan import DECAYS, RESETS, TOLERANCE, B, E, Inputs, V, make_inputs, make_reset
 
-B, K, V = 3, 4, 5
 LENGTHS = (1, 2, 7, 16, 63, 64, 100)
-RESETS = ("none", "first", "middle", "last", "all", "per_row")
-DECAYS = ("mixed", "near_0", "near_1", "extreme")
 VARIANTS = [(name, 1) for name in available_backends(torch.device("cpu")) if name != "chunked"]
 VARIANTS += [("chunked", chunk) for chunk in (1, 3, 16, 64, 1000)]
-SERIAL = ("sequential", "odd_even", "kogge_stone")
-
-# Largest error beside float64 `sequential`, relative to the largest number of the tensor (or 1).
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-class Inputs(NamedTuple):
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    log_decay: Tensor
-    initial_state: Tensor
-
-
-def make_log_decay(kind: str, length: int, keys: int = K) -> Tensor:
-    """(B, T, K) float64 ``log g``, at most 0."""
-    shape = (B, length, keys)
-    match kind:
-        case "mixed":
-            return torch.nn.functional.logsigmoid(2 * torch.randn(shape).double())
-        case "near_0":
-            return -15 - 10 * torch.rand(shape).double()
-        case "near_1":
-            return -1e-6 * torch.rand(shape).double()
-        case "extreme":
-            values = torch.tensor([-1e4, -0.0, -1e-8, -1e-30]).double()
-            return values[torch.randint(len(values), shape)]
-    raise ValueError(kind)
-
-
-def make_inputs(length: int, decay: str = "mixed", keys: int = K, columns: int = V) -> Inputs:
-    """float64 inputs that float32 holds exactly, so that both types compute the same thing."""
-    torch.manual_seed(length)
-    q, k, v = (torch.randn(B, length, width) for width in (keys, keys, columns))
-    values = (q, k, v, make_log_decay(decay, length, keys), torch.randn(B, keys, columns))
-    return Inputs(*(x.float().double() for x in values))
-
-
-def make_reset(kind: str, length: int) -> Tensor | None:
-    """(B, T) bool."""
-    if kind == "none":
-        return None
-    reset = torch.zeros(B, length, dtype=torch.bool)
-    if kind == "per_row":
-        return torch.rand(B, length, generator=torch.Generator().manual_seed(length)) < 0.15
-    columns = {"first": 0, "middle": length // 2, "last": -1, "all": slice(None)}
-    reset[:, columns[kind]] = True
-    return reset
 
 
 def attend(
@@ -101,8 +40,11 @@ def attend(
     *,
     kept: bool = True,
 ) -> dict[str, Tensor]:
-    """Outputs, every state if ``kept``, and the gradients of a random weighting of all of them, by
-    name."""
+    """Results and gradients of linear attention by name.
+
+    The results are the outputs and, with ``kept``, every state. The gradients are those of a random
+    weighting of all results.
+    """
     leaves = Inputs(*(x.to(dtype).requires_grad_() for x in inputs))
     found = linear_attention(
         *leaves[:4], reset, leaves[4], backend=backend, chunk=chunk, return_states=kept
@@ -110,7 +52,7 @@ def attend(
     values = {"output": found.output, "final_state": found.final_state}
     if kept:
         assert found.states is not None
-        values["states"] = found.states.dense()
+        values["states"] = dense(found.states)
     generator = torch.Generator().manual_seed(1)
     total = sum(
         (x * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(dtype)).sum()
@@ -174,11 +116,11 @@ def test_an_extreme_decay_does_not_blur_the_moderate_ones_after_it() -> None:
 
 
 def loop(inputs: Inputs, reset: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs (B, T, V) and states (B, T, K, V), one number at a time."""
+    """Outputs (B, T, V) and states (B, T, E, V), one number at a time."""
     q, k, v, log_decay, initial = (x.numpy() for x in inputs)
-    outputs, states = np.zeros((*q.shape[:2], V)), np.zeros((*q.shape[:2], K, V))
+    outputs, states = np.zeros((*q.shape[:2], V)), np.zeros((*q.shape[:2], E, V))
     for b in range(B):
-        for i in range(K):
+        for i in range(E):
             for j in range(V):
                 state = initial[b, i, j]
                 for t in range(q.shape[1]):
@@ -206,7 +148,7 @@ def test_the_gradients_of_sequential_are_those_of_finite_differences() -> None:
         output, final_state, states = linear_attention(
             *leaves[:4], reset[:2], leaves[4], backend="sequential", return_states=True
         )
-        return output, final_state, states.dense()
+        return output, final_state, dense(states)
 
     assert torch.autograd.gradcheck(attention, inputs)
 
@@ -229,7 +171,7 @@ def test_the_benchmarks_baseline_computes_the_same() -> None:
     found = full_operands(*inputs[:4], reset, inputs.initial_state, return_states=True)
     expected = oracle(19, "per_row", "mixed")
     check(
-        {**found._asdict(), "states": found.states.dense()},
+        {**found._asdict(), "states": dense(found.states)},
         {name: expected[name].detach() for name in ("output", "final_state", "states")},
         torch.float64,
     )
@@ -253,10 +195,10 @@ def test_reading_states_is_the_query_times_the_states_written_out(
 ) -> None:
     states = keep_states(make_inputs(length), make_reset("per_row", length), backend, chunk)
     assert states.length == length
-    query = torch.randn(states.decay.shape).double()  # (B, n, C, K)
+    query = torch.randn(states.decay.shape).double()  # (B, M, L, E)
     found = states.read(query).flatten(1, 2)[:, :length]
     written = oracle(length, "per_row", "mixed")["states"].detach()
-    expected = torch.einsum("btk,btkv->btv", query.flatten(1, 2)[:, :length], written)
+    expected = torch.einsum("bte,btev->btv", query.flatten(1, 2)[:, :length], written)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 
@@ -264,12 +206,12 @@ def test_reading_states_is_the_query_times_the_states_written_out(
     ("chunk", "inside", "count"), [(1, 1, 33), (3, 4, 9), (16, 16, 3), (32, 16, 3), (1000, 16, 3)]
 )
 def test_chunked_keeps_one_state_per_chunk(chunk: int, inside: int, count: int) -> None:
-    """Of a power of two steps, at most 16."""
+    """The chunk length is rounded up to a power of two and is at most 16."""
     states = keep_states(make_inputs(33), make_reset("none", 33), "chunked", chunk)
     shapes = [x.shape for x in (states.start, states.decay, states.keys, states.values)]
     assert shapes == [
-        *((B, count, K, V), (B, count, inside, K)),
-        *((B, count, inside, inside, K), (B, count, inside, V)),
+        *((B, count, E, V), (B, count, inside, E)),
+        *((B, count, inside, inside, E), (B, count, inside, V)),
     ]
 
 
@@ -289,19 +231,19 @@ STARTS = {
 @pytest.mark.parametrize(("backend", "chunk"), [*VARIANTS, ("chunked", 4)])
 @torch.no_grad()
 def test_imagined_memory_is_recurrent_memory(backend: str, chunk: int, starts: slice) -> None:
-    """From float32 states, beside float64 states of `sequential` rewritten at every step."""
+    """The float32 states of every backend give what float64 states of ``sequential`` give."""
     inputs, reset = make_inputs(13), make_reset("per_row", 13)
     states = keep_states(Inputs(*(x.float() for x in inputs)), reset, backend, chunk)
     kept = {name: x.clone() for name, x in vars(states).items() if isinstance(x, Tensor)}
-    written = keep_states(inputs, reset, "sequential", 1).dense()[:, starts].flatten(0, 1)
+    written = dense(keep_states(inputs, reset, "sequential", 1))[:, starts].flatten(0, 1)
     count = len(written)
     for zeros in (torch.zeros(count), torch.arange(count) % 3 == 1, torch.ones(count)):
         zero = zeros.bool()
         imagined = ImaginedMemory(states, starts, zero, 15)
         recurrent = RecurrentMemory(written.masked_fill(zero.view(-1, 1, 1), 0.0))
         for step in range(15):
-            q, k, v = (torch.randn(count, width) for width in (K, K, V))
-            log_decay = -torch.rand(count, K)
+            q, k, v = (torch.randn(count, width) for width in (E, E, V))
+            log_decay = -torch.rand(count, E)
             log_decay[0], log_decay[1] = -1e4 if step == 7 else -0.0, -1e-8
             found = imagined.step(q, k, v, log_decay).double()
             expected = recurrent.step(*(x.double() for x in (q, k, v, log_decay)))
@@ -313,50 +255,12 @@ def test_imagined_memory_is_recurrent_memory(backend: str, chunk: int, starts: s
 # --------------------------------------------------------------------------- generic recurrences
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("with_initial", [False, True])
-@pytest.mark.parametrize("backend", SERIAL)
-@pytest.mark.parametrize("length", LENGTHS)
-def test_linear_recurrence_is_the_plain_loop(
-    length: int, backend: str, with_initial: bool, reverse: bool
-) -> None:
-    torch.manual_seed(length)
-    decay = torch.rand(B, length).double()
-    decay[0, length // 2] = 0.0
-    update, initial = torch.randn(B, length).double(), torch.randn(B).double()
-    expected = torch.zeros(B, length).double()
-    for b in range(B):
-        value = initial[b] if with_initial else 0.0
-        for t in reversed(range(length)) if reverse else range(length):
-            value = decay[b, t] * value + update[b, t]
-            expected[b, t] = value
-    found = linear_recurrence(
-        decay, update, initial if with_initial else None, reverse=reverse, backend=backend
-    )
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("backend", SERIAL)
-def test_linear_recurrence_broadcasts_the_decay(backend: str) -> None:
-    decay, update = torch.rand(B, 9, K, 1).double(), torch.randn(B, 9, K, V).double()
-    narrow = linear_recurrence(decay, update, backend=backend)
-    wide = linear_recurrence(decay.expand_as(update), update, backend="sequential")
-    torch.testing.assert_close(narrow, wide)
-
-
-def test_an_unknown_backend_is_refused() -> None:
-    q, k, v, log_decay, _ = make_inputs(2)
-    with pytest.raises(ValueError, match=r"'brent'.*chunked"):
-        linear_attention(q, k, v, log_decay, backend="brent")
-    for backend in ("brent", "chunked"):  # chunked is for attention only
-        with pytest.raises(ValueError, match=rf"'{backend}'.*odd_even"):
-            linear_recurrence(q, q, backend=backend)
-
-
 def test_time_does_not_grow_with_the_length_at_a_fixed_number_of_tokens() -> None:
-    """4096 tokens as 64 sequences of 64 steps or as one of 4096, forward and backward: within 2.5
-    times, measured as processor time (1.1 with chunks of 16 as here; 7 with a gradient that fills
-    all chunks for each of them)."""
+    """4096 tokens take at most 2.5 times longer as one sequence than as 64 sequences.
+
+    The processor time of forward and backward is measured. The ratio was 1.1, and 7 with a gradient
+    that fills all chunks for every chunk.
+    """
 
     def seconds(length: int) -> float:
         shape = (4096 // length, length, 128)
@@ -372,79 +276,3 @@ def test_time_does_not_grow_with_the_length_at_a_fixed_number_of_tokens() -> Non
     keep_freed_memory()  # as a training process does; page faults would hide the difference
     seconds(64)
     assert seconds(4096) < 2.5 * seconds(64)
-
-
-# ------------------------------------------------------------------------- the backend for a GPU
-
-
-@pytest.mark.slow  # the interpreter takes about 20 seconds
-@pytest.mark.skipif(not scan.HAS_TRITON, reason="triton is not installed")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="test_scan_triton.py runs it compiled")
-def test_triton_interpreted() -> None:
-    """The kernels without a GPU; nothing of the interpreter stays in this process."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, "tests/models/test_scan_triton.py"],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-
-
-COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from pwm_core.models import scan_triton
-
-sizes = {"width": 128, "columns": 128, "key_block": 128, "value_block": 16}
-for kernel in (scan_triton._forward_kernel, scan_triton._backward_kernel):
-    types = {name: "*fp32" for name in kernel.arg_names} | {"length": "i32", "stride": "i32"}
-    types |= dict.fromkeys(sizes, "constexpr")
-    constants = {(kernel.arg_names.index(name),): size for name, size in sizes.items()}
-    variants = [(types, constants)]
-    if kernel is scan_triton._forward_kernel:  # without a gradient no state is kept
-        none = {(kernel.arg_names.index("kept"),): None}
-        variants.append((types | {"kept": "constexpr"}, constants | none))
-    for types, constants in variants:
-        source = triton.compiler.ASTSource(kernel, types, constants)
-        target, options = GPUTarget("cuda", 90, 32), {"num_warps": 4}
-        assert triton.compile(source, target=target, options=options).asm["cubin"]
-"""
-
-
-@pytest.mark.skipif(not scan.HAS_TRITON, reason="triton is not installed")
-def test_triton_compiles_without_a_gpu(tmp_path: Path) -> None:
-    """The interpreter takes Python that the compiler refuses."""
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", COMPILE]
-    subprocess.run(command, env=environment, cwd=REPOSITORY, check=True, timeout=300)
-
-
-def test_the_config_takes_every_backend() -> None:
-    for name in BACKENDS:
-        assert load_small(f"Models.WorldModel.Scan={name}").Models.WorldModel.Scan == name
-
-
-@pytest.mark.parametrize(
-    ("installed", "device", "says"),
-    [(True, "cpu", "needs a CUDA device, not cpu"), (False, "cuda", "needs the package triton")],
-)
-def test_triton_is_refused_where_it_cannot_run(
-    installed: bool, device: str, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(scan, "HAS_TRITON", installed)
-    assert "triton" not in available_backends(torch.device(device))
-    with pytest.raises(UserError, match=f"Models.WorldModel.Scan: triton {says}.*Scan=chunked"):
-        check_backend("triton", torch.device(device))
-    if device == "cpu":
-        with pytest.raises(UserError, match=says):
-            linear_attention(*make_inputs(2)[:4], backend="triton", return_states=True)
-
-
-def test_no_other_backend_imports_triton() -> None:
-    code = "import sys, pwm_core.train; sys.exit('triton' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=120)

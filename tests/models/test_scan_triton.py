@@ -1,7 +1,9 @@
 """The Triton kernels against the sequential scan in float64.
 
-With CUDA they run compiled. Without, test_scan.py runs this file in a process of its own, where
-Triton interprets them: a process that imported them so can run no others."""
+With CUDA the kernels run compiled. Without CUDA, test_scan_backends.py runs this file in a separate
+process, where Triton interprets them. A process that has imported interpreted kernels cannot run
+compiled ones.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pwm_core.models.linear_attention import SequenceModel
 from pwm_core.models.scan import available_backends, linear_attention
-from tests.helpers import ACTIONS, disturb, load_small
-from tests.models.test_scan import DECAYS, RESETS, TOLERANCE, B, Inputs, make_inputs, make_reset
+from pwm_core.models.sequence_models.linear_attention import LinearAttention
+from tests.helpers import ACTIONS, dense, disturb, load_small
+from tests.helpers_scan import DECAYS, RESETS, TOLERANCE, B, Inputs, make_inputs, make_reset
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if "triton" not in available_backends(DEVICE):
-    reason = "no kernel runs in this process; test_scan.py has them interpreted in another"
+    reason = "no kernel runs in this process; test_scan_backends.py runs them in another"
     pytest.skip(reason, allow_module_level=True)
 
-# Neither a power of two, and one block of columns more than is full.
+# Neither is a power of two, and the last block of columns is not full.
 KEYS, COLUMNS = 6, 20
 
 
@@ -34,7 +36,7 @@ def attend(
     initial: bool = True,
     weigh: tuple[str, ...] = ("output", "final_state"),
 ) -> dict[str, Tensor]:
-    """Outputs and the gradients of a random weighting of those in ``weigh``, by name."""
+    """Outputs, and the gradients of a random weighting of the outputs in ``weigh``, by name."""
     device = DEVICE if backend == "triton" else torch.device("cpu")
     leaves = Inputs(*(x.to(device, dtype).requires_grad_() for x in inputs))
     reset = None if reset is None else reset.to(device)
@@ -54,7 +56,7 @@ def attend(
 def check(
     inputs: Inputs, reset: Tensor | None, dtype: torch.dtype = torch.float32, **options: Any
 ) -> dict[str, Tensor]:
-    """Error by norm: a gradient that is small as a whole must be right as well."""
+    """Compare by norm, so that a gradient that is small as a whole must be right too."""
     found = attend(inputs, reset, dtype=dtype, **options)
     expected = attend(inputs, reset, backend="sequential", dtype=torch.float64, **options)
     for name, value in expected.items():
@@ -73,7 +75,7 @@ def test_lengths(length: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("reset", RESETS)
 def test_resets(reset: str) -> None:
-    """What is forgotten has no gradient at all."""
+    """Inputs before a reset have a gradient of exactly zero."""
     resets = make_reset(reset, 4)
     found = check(make_inputs(4, keys=KEYS, columns=COLUMNS), resets)
     if resets is not None:
@@ -99,7 +101,7 @@ def test_either_output_alone(weigh: str, initial: bool, reset: str) -> None:
 
 
 def test_strided_inputs_and_gradients() -> None:
-    """Slices as of one wide projection, and the expanded gradient of a plain sum."""
+    """Inputs are slices of one wide projection, and the gradient of a plain sum is expanded."""
     inputs = make_inputs(5, keys=KEYS, columns=KEYS)
     gradients = []
     for backend, device in (("triton", DEVICE), ("sequential", torch.device("cpu"))):
@@ -121,7 +123,7 @@ def test_states_are_kept_for_a_gradient_only_and_few() -> None:
 
 
 def test_what_torch_compile_relies_on() -> None:
-    """The kernels' declared shapes, their gradient and no hidden writes, as torch checks them."""
+    """torch checks the operators' declared shapes, their gradient, and that they mutate nothing."""
     from pwm_core.models.scan_triton import _recurrence
 
     inputs = make_inputs(3, keys=2, columns=3)
@@ -139,7 +141,7 @@ def test_the_states_are_those_of_chunked() -> None:
             linear_attention(*inputs[:4], reset, inputs[4], backend=backend, **options)
             for backend in ("triton", "chunked")
         )
-        torch.testing.assert_close(found.states.dense(), expected.states.dense(), rtol=0, atol=0)
+        torch.testing.assert_close(dense(found.states), dense(expected.states), rtol=0, atol=0)
         torch.testing.assert_close(found.output, expected.output, rtol=0, atol=0)
 
 
@@ -149,7 +151,7 @@ def test_the_sequence_model_trains_on_it() -> None:
     for name in ("triton", "chunked"):
         config = load_small(f"Models.WorldModel.Scan={name}")
         torch.manual_seed(0)
-        model = SequenceModel(config.Models, ACTIONS).eval()
+        model = LinearAttention(config.Models, ACTIONS).eval()
         disturb(model)
         model.to(DEVICE)
         latent = torch.randn(B, 9, config.Models.Stoch * config.Models.Discrete)

@@ -20,12 +20,11 @@ from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run
 from pwm_core.models.distributions import SymlogTwoHot, symexp
-from pwm_core.runs import run_folder
+from pwm_core.paths import LOGDIR_VARIABLE, find_logdir
 from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.files import write_text
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
-from pwm_core.training import evaluation
 from pwm_core.training.diagnosis import diagnose
 from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
 from tests.helpers import Data, load_small, make_agent
@@ -57,12 +56,7 @@ from tests.helpers_runs import (
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs and scores lie under the test's own folder."""
-    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
-    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
-
+pytestmark = pytest.mark.usefixtures("logdir")
 
 # ---------------------------------------------------------------------------------------- signals
 
@@ -78,7 +72,7 @@ def stopped_by(number: int, job: Job) -> int:
     before, _, after = job.stderr.partition(" at step ")
     step, _, rest = after.partition(": ")
     assert before == signal.Signals(number).name
-    assert rest == "a checkpoint was written; -resume goes on from there\n"
+    assert rest == "a checkpoint was written; -resume continues from there\n"
     return int(step)
 
 
@@ -102,7 +96,7 @@ def test_signals(tree: RunTree, pong: Path) -> None:
     assert points(tree, "disturbed") == [second, third], "SIGUSR1 writes one, not two"
 
     job = tree.start("atari", *argv, "-resume").ended()
-    assert f"going on from step {third}" in job.stdout
+    assert f"continuing from step {third}" in job.stdout
     assert_same_run(pong, run)
 
 
@@ -112,7 +106,7 @@ def test_a_second_signal_ends_at_once(number: int, tree: RunTree) -> None:
     name = f"hasty{number}"
     argv = atari(name, PONG, "JointTrainAgent={AgentUpdate: 10000000, SaveEverySteps: 40}")
     job = tree.start("atari", *argv)
-    wait_for(lambda: "step/s" in job.everything)
+    wait_for(lambda: "training:" in job.everything)
     job.kill(signal.SIGTERM)
     time.sleep(0.5)
     assert job.running, "the first lets the step be finished"
@@ -168,22 +162,22 @@ def test_an_update_that_is_not_finite_changes_nothing(part: str, cause: str) -> 
     moved = [key for key in before if not same(before[key], after[key])]
     assert any("running_mean" in key for key in moved) or part == "ActorCritic"
     assert any("exp_avg" in key for key in moved)
-    updater = agent.updaters[part]
-    assert (int(updater.skipped), int(updater.in_a_row), updater.take_longest()) == (1, 0, 1)
+    optimizer = agent.optimizers[part]
+    assert (int(optimizer.skipped), int(optimizer.in_a_row), optimizer.take_longest()) == (1, 0, 1)
 
 
 def test_rows_of_skipped_updates_are_counted_across_looks() -> None:
     config = load_small()
     agent = make_agent(config)
-    batch, updater = Data().batch(config), agent.updaters["WorldModel"]
+    batch, optimizer = Data().batch(config), agent.optimizers["WorldModel"]
     bad = batch._replace(reward=batch.reward * np.nan)
     looks = []
     for sequence in ([bad, bad, batch], [bad, batch, bad], [bad, bad], [batch]):
         for one in sequence:
             agent.train_world_model(one)
-        looks.append(updater.take_longest())
+        looks.append(optimizer.take_longest())
     assert looks == [2, 1, 3, 3]  # a row that is open at a look counts at the next one too
-    assert int(updater.skipped) == 6
+    assert int(optimizer.skipped) == 6
 
 
 def nan_rewards(first: int, last: int) -> Hook:
@@ -308,7 +302,7 @@ LONG = (
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of :data:`LONG` whose disk had room."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder, "RUNS", tmp_path_factory.mktemp("whole"))
+        patch.setenv(LOGDIR_VARIABLE, str(tmp_path_factory.mktemp("whole")))
         train_counting("whole", overrides=LONG)
         return folder("whole")
 
@@ -337,7 +331,7 @@ def test_a_full_disk_costs_checkpoints_only(
 ) -> None:
     """Full from step 25 to step 38: the point of step 30 is missing, at whichever of its files the
     room ends; points, metrics and the run are those of a disk with room."""
-    monkeypatch.setattr(run_folder, "RUNS", disk)
+    monkeypatch.setenv(LOGDIR_VARIABLE, str(disk))
     size = (whole / "checkpoints" / "000000010.pt").stat().st_size
     room = {"nothing": 0, "weights": size + 8192, "weights and chunk": size + 40960}[leave]
     seen: list[int] = []
@@ -361,7 +355,7 @@ def test_a_disk_that_stays_full(
     disk: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run ends with a line and can be resumed once there is room."""
-    monkeypatch.setattr(run_folder, "RUNS", disk)
+    monkeypatch.setenv(LOGDIR_VARIABLE, str(disk))
     with pytest.raises(UserError, match="last checkpoint is missing; make room and -resume"):
         train_counting("run", overrides=LONG, hook=filling(disk, 25))
     assert "lines could not be written" in capsys.readouterr().out
@@ -369,7 +363,7 @@ def test_a_disk_that_stays_full(
         train_counting("run", "-resume", overrides=LONG)
     (disk / "ballast").unlink()
     train_counting("run", "-resume", overrides=LONG)
-    assert "going on from step 20:" in capsys.readouterr().out
+    assert "continuing from step 20:" in capsys.readouterr().out
     assert_same_run(whole, folder("run"))
 
 
@@ -396,7 +390,7 @@ def test_lines_that_wait_for_room_are_in_the_checkpoint(disk: Path) -> None:
 def test_a_full_disk_costs_a_video(
     disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_folder, "RUNS", disk)
+    monkeypatch.setenv(LOGDIR_VARIABLE, str(disk))
     loop = "JointTrainAgent={SampleMaxSteps: 33, VideoLogStep: 14}"
     train_counting("run", overrides=[loop], hook=filling(disk, 27, 29))
     said = capsys.readouterr().out
@@ -418,8 +412,9 @@ def fails_with(capsys: pytest.CaptureFixture[str], command: Any) -> str:
 def test_a_full_disk_leaves_the_scores(
     disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluation, "RESULTS", disk)
     train_counting("run", overrides=LONG)
+    scores = find_logdir().scores
+    scores.symlink_to(disk)
 
     def score() -> None:
         evaluate_run(counting_domain((7,))[0], ["-n", "run", "-device", "cpu", *which])
@@ -431,7 +426,7 @@ def test_a_full_disk_leaves_the_scores(
     ballast = fill(disk)
     which = ["-checkpoint", "20"]
     line = fails_with(capsys, score)
-    assert line == f"error: {disk / 'run.csv'}: No space left on device"
+    assert line == f"error: {scores / 'run.csv'}: No space left on device"
     ballast.unlink()
     assert {path: path.read_bytes() for path in disk.iterdir()} == before
 
@@ -439,11 +434,12 @@ def test_a_full_disk_leaves_the_scores(
 def test_a_disk_that_is_full_from_the_start(
     disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_folder, "RUNS", disk)
+    monkeypatch.setenv(LOGDIR_VARIABLE, str(disk))
     ballast = fill(disk)
     line = fails_with(capsys, lambda: train_counting("run", overrides=LONG))
     assert line == f"error: {folder('run') / 'run.json'}: No space left on device"
-    assert list(disk.iterdir()) == [ballast]
+    assert ballast.exists()
+    assert list(find_logdir().runs.iterdir()) == []
 
 
 def test_a_replay_on_disk_is_laid_out_before_the_disk_can_fill(disk: Path) -> None:
@@ -473,12 +469,22 @@ def test_a_limit_on_file_sizes(tree: RunTree) -> None:
 # ----------------------------------------------------------------------------- memory, processes
 
 
-@pytest.mark.parametrize("setting", ["Models.Hidden=150000", "JointTrainAgent.BatchSize=1000000"])
-def test_out_of_memory_is_one_line(setting: str, tree: RunTree) -> None:
-    """On the CPU: the networks do not fit, or the first batch does not."""
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("Models.Hidden=150000", ["the networks and their optimisers need", "lower Models.Hidden"]),
+        (
+            "JointTrainAgent.BatchSize=1000000",
+            ["(tried to allocate", "lower JointTrainAgent.Batch"],
+        ),
+    ],
+)
+def test_out_of_memory_is_one_line(setting: str, says: list[str], tree: RunTree) -> None:
+    """On the CPU: the networks do not fit, which is known before they are made; or the first batch
+    does not."""
     name = f"large{setting[-5:]}"
     job = tree.start("atari", *atari(name, setting), limits={LIMIT_MEMORY: 12 << 30})
-    job.refused("out of memory (tried to allocate", "lower JointTrainAgent.BatchSize")
+    job.refused("out of memory", *says)
 
 
 @pytest.mark.slow  # the simulator's processes take seconds to start
@@ -513,8 +519,8 @@ def test_the_lock_is_of_one_process_and_leaves_with_it() -> None:
 
 
 def test_a_lock_that_cannot_say_whose_it_is(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "RUNS", disk)
-    (disk / "run").mkdir()
+    monkeypatch.setenv(LOGDIR_VARIABLE, str(disk))
+    folder("run").mkdir(parents=True)
     fill(disk)
     with (
         RunFolder("run").lock(),

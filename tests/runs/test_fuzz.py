@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pwm_core.config import REPOSITORY, Config
 from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
-from pwm_core.runs import run_folder
+from pwm_core.paths import LOGDIR_VARIABLE
 from pwm_core.runs.checkpoint import ResumePoints, _digest
 from pwm_core.runs.files import read_tensors, write_tensors, write_text
 from pwm_core.runs.run_folder import RunFolder
@@ -222,7 +222,7 @@ def test_any_bytes_as_a_file_of_tensors(scratch: Path, content: bytes) -> None:
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run with the points 20 and 40."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder, "RUNS", tmp_path_factory.mktemp("interrupted"))
+        patch.setenv(LOGDIR_VARIABLE, str(tmp_path_factory.mktemp("interrupted")))
         loop = "JointTrainAgent={BufferWarmUp: 38, SampleMaxSteps: 45, SaveEverySteps: 20}"
         with pytest.raises(CrashError):
             train_counting("run", overrides=[loop], hook=crash_at(43))

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from pwm_core.config import REPOSITORY
-from pwm_core.runs import run_folder
+from pwm_core.paths import LOGDIR_VARIABLE
 from pwm_core.runs.run_folder import RunFolder
-from pwm_core.train import train
 from pwm_core.training.model_videos import log_videos
 from tests.helpers import Data, load_small, make_agent
-from tests.helpers_envs import CONFIG, TINY, counting_domain
+from tests.helpers_envs import counting_domain
+from tests.helpers_runs import flags, train_on
 
 DOC = REPOSITORY / "docs" / "metrics.md"
 OF_EVAL = {"Evaluation/return", "Evaluation/std"}
@@ -32,13 +32,10 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """By a run with a slow critic and one without, with the task's name left open."""
     names: set[str] = set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder, "RUNS", tmp_path_factory.mktemp("ckpt"))
+        patch.setenv(LOGDIR_VARIABLE, str(tmp_path_factory.mktemp("ckpt")))
         for slow in ("true", "false"):
-            keys = (*TINY, "JointTrainAgent.SampleMaxSteps=40", f"Models.Agent.SlowCritic={slow}")
-            overrides = [part for key in keys for part in ("-set", key)]
-            argv = ["-n", slow, "-env_name", "ALE/Count-v5", "-config_path", CONFIG]
-            domain = counting_domain((7,))[0]
-            train(domain, [*argv, "-device", "cpu", "-logger", "none", *overrides])
+            keys = flags("JointTrainAgent.SampleMaxSteps=40", f"Models.Agent.SlowCritic={slow}")
+            train_on(counting_domain((7,))[0], slow, "-env_name", "ALE/Count-v5", *keys)
             lines = RunFolder(slow).metrics.read_text().splitlines()
             names |= {name for line in lines for name in json.loads(line)}
     names = {name.replace("ALE/Count-v5", "<task>") for name in names}
@@ -55,7 +52,8 @@ def test_names_are_those_of_a_run(logged: set[str]) -> None:
 
 def test_places_exist() -> None:
     """A line's last column names a file and what computes the number there."""
-    places = re.findall(r"\| `(\w+/\w+\.py)`, `(\w+)`[^|]*\|$", DOC.read_text(), re.MULTILINE)
+    text = DOC.read_text(encoding="utf-8")
+    places = re.findall(r"\| `((?:\w+/)+\w+\.py)`, `(\w+)`[^|]*\|$", text, re.MULTILINE)
     assert len(places) > 25
     for file, function in places:
         assert f"def {function}(" in Path(REPOSITORY, file).read_text(encoding="utf-8"), file

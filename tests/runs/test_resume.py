@@ -18,13 +18,12 @@ import torch
 
 from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run
-from pwm_core.runs import run_folder
+from pwm_core.paths import LOGDIR_VARIABLE
 from pwm_core.runs.checkpoint import ResumePoints, _digest
 from pwm_core.runs.files import sha256, write_text
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runtime import random_state, set_random_state
-from pwm_core.training import evaluation
-from tests.helpers_envs import counting_domain
+from tests.helpers_envs import DEFAULTS, counting_domain
 from tests.helpers_runs import (
     PONG,
     CrashError,
@@ -35,18 +34,13 @@ from tests.helpers_runs import (
     dmc,
     folder,
     last_step,
+    records,
     train_counting,
     wait_for,
     wait_for_step,
 )
 
-
-@pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs and scores lie under the test's own folder."""
-    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
-    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
-
+pytestmark = pytest.mark.usefixtures("logdir")
 
 QUICK = ("JointTrainAgent={BufferWarmUp: 37, SampleMaxSteps: 45, SaveEverySteps: 20}",)
 """Points at 20 and 40, three updates before the second and five after."""
@@ -56,7 +50,7 @@ QUICK = ("JointTrainAgent={BufferWarmUp: 37, SampleMaxSteps: 45, SaveEverySteps:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of :data:`QUICK` that nothing interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder, "RUNS", tmp_path_factory.mktemp("whole"))
+        patch.setenv(LOGDIR_VARIABLE, str(tmp_path_factory.mktemp("whole")))
         train_counting("whole", overrides=QUICK)
         return folder("whole")
 
@@ -95,7 +89,7 @@ def test_five_crashes_change_nothing(variant: str, capsys: pytest.CaptureFixture
     steps = ResumePoints(folder("run")).steps()
     assert steps, "something was there to go on from"
     train_counting("run", "-resume", **options)
-    assert f"going on from step {steps[-1]}:" in capsys.readouterr().out
+    assert f"continuing from step {steps[-1]}:" in capsys.readouterr().out
     assert_same_run(folder("whole"), folder("run"))
     assert {p.name for p in folder("run").iterdir()} == {p.name for p in folder("whole").iterdir()}
 
@@ -192,7 +186,7 @@ def test_resume_begins_where_there_is_nothing(
 def test_an_existing_run_is_refused_with_the_way_on() -> None:
     interrupted()
     before = {path: path.read_bytes() for path in folder("run").rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"run exists already in .*: -resume goes on with it"):
+    with pytest.raises(UserError, match=r"run exists already in .*: -resume continues it"):
         train_counting("run")
     assert {p: p.read_bytes() for p in folder("run").rglob("*") if p.is_file()} == before
 
@@ -225,7 +219,7 @@ def test_what_changed_since_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     path = interrupted() / "run.json"
     path.write_text(path.read_text().replace(f'"{torch.__version__}"', '"1.0"'))
     train_counting("run", "-resume", overrides=QUICK)
-    note = f"the numbers may part from here on: torch was 1.0 and is {torch.__version__}"
+    note = f"the numbers may differ from here on: torch was 1.0 and is {torch.__version__}"
     assert note in capsys.readouterr().out
 
 
@@ -250,6 +244,97 @@ def test_all_weights_are_kept_by_default(whole: Path) -> None:
 def test_keep_is_a_count(value: str) -> None:
     with pytest.raises(UserError, match=f"-keep: {value} is not"):
         train_counting("run", "-keep", value)
+
+
+# ----------------------------------------------------------------------------------------- extend
+
+LONGER = (*QUICK, "JointTrainAgent.SampleMaxSteps=55")
+
+
+def test_a_finished_run_that_is_extended_is_the_longer_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Byte for byte, though the shorter one logged a last line of its own and dropped transitions;
+    and again after a crash."""
+    ring = "JointTrainAgent={BufferMaxLength: 38, LogEverySteps: 7}"
+    train_counting("whole", overrides=[*LONGER, ring])
+    train_counting("run", overrides=[*QUICK, ring])
+    capsys.readouterr()
+    with pytest.raises(CrashError):
+        train_counting("run", "-resume", overrides=[*LONGER, ring], hook=crash_at(5))
+    said = capsys.readouterr().out
+    assert "extending the run from 45 to 55 steps" in said
+    assert "continuing from step 45:" in said
+    train_counting("run", "-resume", overrides=[*LONGER, ring])
+    assert_same_run(folder("whole"), folder("run"))
+    assert RunFolder("run").config(DEFAULTS).JointTrainAgent.SampleMaxSteps == 55
+    train_counting("run", "-resume", overrides=[*LONGER, ring])
+    assert "is finished: 55 steps" in capsys.readouterr().out
+
+
+def test_the_replay_grows_with_the_run() -> None:
+    """Where it holds everything so far, as in the full configs."""
+    sizes = ["JointTrainAgent.BufferMaxLength=45", "JointTrainAgent.BufferMaxLength=55"]
+    train_counting("whole", overrides=[*LONGER, sizes[1]])
+    train_counting("run", overrides=[*QUICK, sizes[0]])
+    train_counting("run", "-resume", overrides=[*LONGER, sizes[1]])
+    assert_same_run(folder("whole"), folder("run"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("SampleMaxSteps=40", "SampleMaxSteps was 45 and is 40"),
+        ("BufferMaxLength=40", "BufferMaxLength was 38 and is 40"),  # it has dropped transitions
+        ("BufferMaxLength=30", "BufferMaxLength was 38 and is 30"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(change: str, says: str) -> None:
+    ring = "JointTrainAgent.BufferMaxLength=38"
+    train_counting("run", overrides=[*QUICK, ring])
+    with pytest.raises(UserError, match=says):
+        train_counting("run", "-resume", overrides=[*QUICK, ring, f"JointTrainAgent.{change}"])
+
+
+def test_a_finished_run_without_its_last_point_is_not_begun_again() -> None:
+    """As runs of earlier versions are, even with a single checkpoint."""
+    once = (*QUICK, "JointTrainAgent.SaveEverySteps=100")
+    train_counting("run", overrides=once)
+    for path in folder("run").glob("resume/*"):
+        path.unlink()
+    train_counting("run", "-resume", overrides=once)  # it is finished, and that is all
+    with pytest.raises(UserError, match=r"got to step 45, but .* holds nothing to continue from"):
+        train_counting("run", "-resume", overrides=[*once, "JointTrainAgent.SampleMaxSteps=55"])
+    assert RunFolder("run").steps() == [45]
+
+
+def test_a_finished_run_keeps_one_small_point() -> None:
+    """Not what the replay kept on disk to sample from; and transitions are deflated."""
+    train_counting("run", overrides=[*QUICK, "JointTrainAgent.BufferStorage=disk"])
+    assert ResumePoints(folder("run")).steps() == [45]
+    replay = list(folder("run").glob("replay/*"))
+    assert {path.suffix for path in replay} == {".pt"}
+    frames = 45 * 8 * 8 * 3
+    assert sum(path.stat().st_size for path in replay) < frames
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5, "half a line"])
+def test_metrics_that_were_lost_are_reported(
+    left: float | str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what follows does not join half a line."""
+    path = interrupted() / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    kept = lines[: int(len(lines) * left)] if not isinstance(left, str) else lines[:3]
+    end = '{"step": 9' if isinstance(left, str) else ""
+    path.write_text("".join(kept) + end)
+    last = json.loads(kept[-1])["step"] if kept else 0
+    train_counting("run", "-resume", overrides=QUICK)
+    said = capsys.readouterr().out
+    assert f"its lines after step {last} are lost" in said
+    steps = [record["step"] for record in records(folder("run"))]
+    assert steps[: len(kept)] == [json.loads(line)["step"] for line in kept]
+    assert steps[-1] == 45
 
 
 # ----------------------------------------------------------------------------------------- damage
@@ -292,7 +377,7 @@ def test_the_point_before_serves(
     damage(path, how)
     train_counting("run", "-resume", overrides=QUICK)
     said = capsys.readouterr().out
-    assert "going on from step 20:" in said
+    assert "continuing from step 20:" in said
     if (what, how) != ("manifest", "gone"):  # then no trace of that point is left
         assert "warning: the checkpoint of step 40 is passed over: " in said
         assert path.name in said
@@ -307,7 +392,9 @@ def test_nothing_whole_is_one_line(what: str) -> None:
     for name in names or ["replay/000000000-000000020.pt"]:
         damage(run / name, "flip")
     before = {path: path.read_bytes() for path in run.rglob("*.*")}
-    with pytest.raises(UserError, match="there is nothing whole to go on from") as raised:
+    with pytest.raises(
+        UserError, match="there is no undamaged checkpoint to continue from"
+    ) as raised:
         train_counting("run", "-resume", overrides=QUICK)
     assert "\n" not in str(raised.value)
     assert "damaged" in str(raised.value)
@@ -319,7 +406,7 @@ def test_a_run_that_lost_its_points_does_not_begin_over_what_is_left() -> None:
     for path in run.glob("resume/*.json"):
         path.unlink()
     metrics = (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="got to step 40, but there is nothing to go on from"):
+    with pytest.raises(UserError, match=r"got to step 40, but .* holds nothing to continue from"):
         train_counting("run", "-resume", overrides=QUICK)
     assert (run / "metrics.jsonl").read_bytes() == metrics
 
@@ -352,8 +439,10 @@ def test_code_in_a_checkpoint_does_not_run(what: str, tmp_path: Path) -> None:
     path = run / {**OF_POINT, "chunk": "replay/000000020-000000040.pt"}[what].format(40)
     torch.save({"step": Code(marker)}, path)
     rewrite_manifest(run, 40)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"is no checkpoint.*nothing in it was executed") as raised:
         train_counting("run", "-resume", overrides=QUICK)
+    assert "weights_only" not in str(raised.value)
+    assert "load" not in str(raised.value), "no word on how to load it all the same"
     if what == "weights":
         with pytest.raises(UserError, match="cannot be read"):
             evaluate_run(counting_domain((7,))[0], ["-n", "run", "-device", "cpu"])
@@ -386,7 +475,7 @@ def test_episodes_that_cannot_be_played_again_are_closed(
     torch.save(state, path)
     rewrite_manifest(run, 40)
     train_counting("run", "-resume", overrides=QUICK)
-    assert "could not be played again" in capsys.readouterr().out
+    assert "could not be replayed" in capsys.readouterr().out
     assert RunFolder("run").steps()[-1] == 45
 
 
@@ -408,7 +497,7 @@ def killed_five_times(tree: RunTree, domain: str, argv: list[str], first: int, l
         job.kill()
         assert job.wait() == -signal.SIGKILL, "it ended before it was killed"
     job = tree.start(domain, *argv, "-resume").ended()
-    assert re.search("^going on from step [1-9]", job.stdout)
+    assert re.search("^continuing from step [1-9]", job.stdout)
 
 
 @pytest.mark.slow

@@ -16,12 +16,12 @@ import pytest
 import yaml
 
 from pwm_core.config import REPOSITORY
+from pwm_core.domain import domain_names as names
+from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
-from pwm_core.runs import run_folder
-from pwm_core.training import evaluation
+from pwm_core.paths import LOGDIR_VARIABLE
 from sweep import schema
 from sweep.__main__ import main
-from sweep.domains import find_domain, names
 from sweep.estimate import measured_disk, measured_speed
 from sweep.places import Places, project_places
 from sweep.plan import Plan, make_plan, other_settings
@@ -34,8 +34,7 @@ FILE = {"domain": "atari", "tasks": ["Pong", "Boxing"], "seeds": [1, 2]}
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     """Folders of this test's own."""
-    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
-    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
+    monkeypatch.setenv(LOGDIR_VARIABLE, str(tmp_path))
     return project_places()
 
 
@@ -105,7 +104,7 @@ def test_a_budget_counts_the_action_repeat(tmp_path: Path) -> None:
         ({**FILE, "resources": {"gpu": 1}}, "unknown key resources.gpu; did you mean 'gpus'"),
         ({**FILE, "variants": {"a": {"overides": {}}}}, "did you mean 'overrides'"),
         ({"domain": "atari"}, "seeds is missing"),
-        ({**FILE, "domain": "atarri"}, "unknown domain 'atarri'; did you mean 'atari'?"),
+        ({**FILE, "domain": "atarri"}, "'atarri' is not a domain; did you mean 'atari'?"),
         ({**FILE, "tasks": ["Pnog"]}, "unknown game 'ALE/Pnog-v5'; did you mean"),
         ({**FILE, "tasks": ["Pong", "Pong"]}, "it holds Pong twice"),
         ({**FILE, "tasks": []}, "at least one entry is needed"),
@@ -121,7 +120,7 @@ def test_a_budget_counts_the_action_repeat(tmp_path: Path) -> None:
         ({**FILE, "resources": {"time": "soon"}}, "write hours:minutes:seconds in quotes"),
         ("seeds: [1]\nseeds: [2]\n", "the key seeds is given twice"),
         ("seeds: [1", "is not valid YAML"),
-        ("- 1", "holds no keys"),
+        ("- 1", "holds no sections"),
     ],
 )
 def test_bad_files_are_one_line(tmp_path: Path, places: Places, content: Any, says: str) -> None:
@@ -177,9 +176,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(open_folder: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r}); root = Path({str(tmp_path)!r})\n"
-        "from pwm_core.cli import run_command; from pwm_core.runs import run_folder\n"
-        "from pwm_core.training import evaluation; from sweep.__main__ import main\n"
-        "import os; run_folder.RUNS, evaluation.RESULTS = root / 'ckpt', root / 'eval_result'\n"
+        "from pwm_core.cli import run_command; from sweep.__main__ import main\n"
+        "import os, pwm_atari.envs, pwm_core.train  # another user may not read the packages\n"
+        f"os.environ[{LOGDIR_VARIABLE!r}] = str(root)\n"
         "os.geteuid() or os.seteuid(65534)\n"
         f"run_command(lambda: main([{str(file)!r}, '--local']))\n"
     )

@@ -1,4 +1,4 @@
-"""Acting: state that stays in place, and the CUDA graph that needs it to."""
+"""Acting: its state stays in the same memory, as its CUDA graph requires."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from pwm_core.runtime import to_device, use_tensor_float
 from pwm_core.training.acting import ActingState
 from pwm_core.training.agent import Agent
-from tests.helpers import Data, load_small, make_actor_critic, make_world_model
+from tests.helpers import Data, load_small, make_agent
 
 ENVS, STEPS = 3, 12
 FIRSTS = ((0, 0), (1, 0), (2, 0), (1, 5), (2, 9))
@@ -20,14 +20,10 @@ FIRSTS = ((0, 0), (1, 0), (2, 0), (1, 5), (2, 9))
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
-def make_agent(
-    compile_mode: str, device: str, *, discrete: bool = True, amp: bool = False
-) -> Agent:
+def agent_for(compile_mode: str, device: str, *, discrete: bool = True, amp: bool = False) -> Agent:
     settings = f"{{Compile: {compile_mode}, TF32: false, UseAmp: {str(amp).lower()}}}"
     config = load_small(f"BasicSettings={settings}")
-    world_model = make_world_model(config, discrete=discrete)
-    actor_critic = make_actor_critic(config, discrete=discrete)
-    return Agent(config, world_model, actor_critic, torch.device(device))
+    return make_agent(config, discrete=discrete, device=device)
 
 
 def tensors(state: ActingState) -> list[torch.Tensor]:
@@ -36,8 +32,10 @@ def tensors(state: ActingState) -> list[torch.Tensor]:
 
 
 def act(agent: Agent, *, discrete: bool, greedy: bool) -> tuple[np.ndarray, list[torch.Tensor]]:
-    """Actions (T, N, ...) of :data:`STEPS` acting steps from one seed, and the state after them.
-    Halfway other weights are loaded and the state of two steps before is put back."""
+    """The actions (T, N, ...) of :data:`STEPS` steps from one seed, and the state after them.
+
+    Halfway, other weights are loaded and the state of two steps before is restored.
+    """
     torch.manual_seed(5)
     batch = Data(ENVS, STEPS, FIRSTS, discrete=discrete).batch(agent.config)
     state, actions = agent.initial_state(ENVS), []
@@ -55,7 +53,7 @@ def act(agent: Agent, *, discrete: bool, greedy: bool) -> tuple[np.ndarray, list
 
 
 def test_the_state_moves_on_in_the_same_tensors() -> None:
-    agent = make_agent("off", "cpu")
+    agent = agent_for("off", "cpu")
     batch = Data(ENVS, STEPS, FIRSTS).batch(agent.config)
     state = agent.initial_state(ENVS)
     places, before = [x.data_ptr() for x in tensors(state)], [x.clone() for x in tensors(state)]
@@ -70,7 +68,7 @@ def test_the_state_moves_on_in_the_same_tensors() -> None:
 
 
 @needs_cuda
-def test_what_is_handed_over_may_be_overwritten() -> None:
+def test_an_array_on_its_way_to_the_device_may_be_overwritten() -> None:
     value = np.arange(6, dtype=np.float32)
     moved = to_device(value, torch.device("cuda"))
     value[:] = 0
@@ -93,21 +91,21 @@ def test_tensor_float_is_a_setting(enabled: bool) -> None:
 @pytest.mark.parametrize("greedy", [True, False])
 @pytest.mark.parametrize("discrete", [True, False])
 @pytest.mark.parametrize("amp", [True, False])
-def test_recorded_acting_is_eager_acting(greedy: bool, discrete: bool, amp: bool) -> None:
-    """Sampled actions too: a replayed graph draws what eager calls would have drawn."""
+def test_captured_acting_is_eager_acting(greedy: bool, discrete: bool, amp: bool) -> None:
+    """A replayed graph also draws the random numbers that eager calls would draw."""
     kind = {"discrete": discrete, "amp": amp}
-    eager = act(make_agent("off", "cuda", **kind), discrete=discrete, greedy=greedy)
-    recorded = act(make_agent("graph", "cuda", **kind), discrete=discrete, greedy=greedy)
-    np.testing.assert_allclose(recorded[0], eager[0], rtol=1e-4, atol=1e-5)
-    for one, other in zip(recorded[1], eager[1], strict=True):
+    eager = act(agent_for("off", "cuda", **kind), discrete=discrete, greedy=greedy)
+    captured = act(agent_for("graph", "cuda", **kind), discrete=discrete, greedy=greedy)
+    np.testing.assert_allclose(captured[0], eager[0], rtol=1e-4, atol=1e-5)
+    for one, other in zip(captured[1], eager[1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("discrete", [True, False])
 def test_acting_never_asks_the_device(discrete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the meta device, whose tensors cannot be read; a tensor left on the CPU raises there."""
+    """On the meta device, reading a value or mixing in a CPU tensor raises an error."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
-    meta, agent = torch.device("meta"), make_agent("off", "cpu", discrete=discrete)
+    meta, agent = torch.device("meta"), agent_for("off", "cpu", discrete=discrete)
     agent.world_model.to(meta).eval()
     agent.actor_critic.to(meta)
     agent.device = meta

@@ -1,4 +1,4 @@
-"""The replay ring: what it holds, what it hands out, where it lies."""
+"""The replay buffer: its contents, its samples and its storage."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ def make_replay(
 
 
 def fill(replay: ReplayBuffer, steps: int, begin: int = 0) -> None:
-    """Step t of environment e holds obs (t, e), action 2t, reward t + e/10, done on odd t,
-    is_first on multiples of 5."""
+    """Add steps with known values.
+
+    Step t of environment e has the observation (t, e), the action 2t and the reward t + e/10. Odd
+    steps are done, and multiples of 5 are first.
+    """
     env = np.arange(replay.num_envs)
     for t in range(begin, begin + steps):
         obs = np.stack([np.full_like(env, t), env], axis=1)
@@ -42,11 +45,14 @@ def fill(replay: ReplayBuffer, steps: int, begin: int = 0) -> None:
 @pytest.mark.parametrize("added", [4, 13, 19, 20, 21, 27, 40, 59, 65])
 @pytest.mark.parametrize("length", [1, 4])
 def test_sequences_are_consecutive_and_every_start_is_reached(length: int, added: int) -> None:
-    """Defect 7, and never across the write head: before, at and after several wraps."""
+    """A full ring stays full when it wraps, and no sequence crosses the position written next.
+
+    The test stops before, at and after several wraps.
+    """
     replay = make_replay()
     fill(replay, added)
     held = min(added, 20)
-    assert (len(replay), replay.size) == (held, held)
+    assert replay.size == held
     batch = replay.sample(6000, length)
     steps = batch.obs[..., 0]
     assert (steps.diff(dim=1) == 1).all()
@@ -145,7 +151,7 @@ def test_too_big_is_one_clear_line(tmp_path: Path, storage: str) -> None:
 
 
 def test_a_replay_that_the_disk_cannot_hold_is_refused(tmp_path: Path) -> None:
-    """A sparse file is laid out all the same, and the run dies of SIGBUS when it fills up."""
+    """Without the check, a sparse file would be created, and a full disk would cause a SIGBUS."""
     transitions = 2 * shutil.disk_usage(tmp_path).free // SPEC.nbytes(1)
     with pytest.raises(UserError, match="free"):
         make_replay(1, transitions, "disk", tmp_path)
@@ -153,7 +159,7 @@ def test_a_replay_that_the_disk_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     make_replay(1, 1000, "memory")
-    monkeypatch.setattr("pwm_core.training.replay_buffer._container_bytes", lambda: 1000)
+    monkeypatch.setattr("pwm_core.runtime._container_bytes", lambda: 1000)
     with pytest.raises(UserError, match="BufferMaxLength"):
         make_replay(1, 1000, "memory")
 

@@ -1,9 +1,10 @@
-"""A step's updates: without host round trips, compiled, and as one CUDA graph."""
+"""A training step: it never waits for the device, and it runs compiled and as a CUDA graph."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,16 +12,17 @@ import torch._inductor.config
 from torch import Tensor
 
 from pwm_core.models.imagination import imagine
+from pwm_core.models.types import Metrics
 from pwm_core.training import replay_buffer
 from pwm_core.training.agent import Agent
 from pwm_core.training.cuda_graph import EAGER_CALLS
 from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
-from pwm_core.training.training_step import TrainingStep
 from tests.helpers import (
     ACTIONS,
     Data,
     load_small,
     make_actor_critic,
+    make_agent,
     make_world_model,
 )
 
@@ -30,13 +32,13 @@ SIZES = (
     f"JointTrainAgent={{ImagineContext: {LENGTH}, ImagineHorizon: 4}}",
 )
 STABLE = ("Models.WorldModel.Eps=1e-3", "Models.Agent.Eps=1e-3")
-"""AdamW divides by the gradient's size: with the usual 1e-8 the rounding of a gradient near zero
-becomes a whole step one way or the other, and samples part soon after."""
+"""AdamW divides by the gradient's size. With the usual 1e-8, the rounding of a gradient near zero
+would decide the direction of a whole step, and two runs would soon sample different latents."""
 STEPS = 20
 
 
 Course = tuple[list[dict[str, float]], dict[str, Tensor]]
-"""Metrics of every step, final weights."""
+"""The metrics of every step and the final weights."""
 
 
 def make_replay(device: torch.device, *, discrete: bool) -> ReplayBuffer:
@@ -49,28 +51,26 @@ def make_replay(device: torch.device, *, discrete: bool) -> ReplayBuffer:
     return replay
 
 
-def make_step(compile_mode: str, device: str, *, discrete: bool) -> tuple[Agent, TrainingStep]:
+def make_step(
+    compile_mode: str, device: str, *, discrete: bool
+) -> tuple[Agent, Callable[..., Metrics]]:
     config = load_small(*SIZES, *STABLE, f"BasicSettings.Compile={compile_mode}")
-    target = torch.device(device)
-    agent = Agent(
-        config,
-        make_world_model(config, discrete=discrete),
-        make_actor_critic(config, discrete=discrete),
-        target,
-    )
-    return agent, TrainingStep(agent, make_replay(target, discrete=discrete))
+    agent = make_agent(config, discrete=discrete, device=device)
+    return agent, agent.training_step(make_replay(agent.device, discrete=discrete))
 
 
 def train(
     compile_mode: str, device: str, *, discrete: bool
 ) -> tuple[list[dict], dict[str, Tensor]]:
-    """Metrics of every update and the final weights of :data:`STEPS` steps from one seed; every
-    third step updates the world model alone."""
+    """The metrics of :data:`STEPS` steps from one seed, and the final weights.
+
+    Every third step updates only the world model.
+    """
     agent, step = make_step(compile_mode, device, discrete=discrete)
     torch.manual_seed(3)
     history = []
     for number in range(STEPS):
-        metrics = step(model=True, actor=number % 3 != 2)
+        metrics = step(world_model=True, actor_critic=number % 3 != 2)
         history.append({name: float(value) for name, value in metrics.items()})
     weights = {**agent.world_model.state_dict(), **agent.actor_critic.state_dict()}
     return history, copy.deepcopy(weights)
@@ -88,10 +88,12 @@ def assert_same_course(one: Course, other: Course, rtol: float) -> None:
 
 @pytest.mark.parametrize("discrete", [True, False])
 def test_a_step_never_asks_the_device(discrete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampling, losses, gradients and imagination on the meta device, whose tensors have no values
-    to read: an ``.item()``, a branch on data or a CPU tensor in between raises there."""
+    """Sampling, losses, gradients and imagination run on the meta device.
+
+    Its tensors have no values, so an ``.item()``, a branch on data or a CPU tensor would raise.
+    """
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
-    monkeypatch.setattr(replay_buffer, "_free_bytes", lambda device: 10**12)
+    monkeypatch.setattr(replay_buffer, "free_bytes", lambda device: 10**12)
     config, meta = load_small(*SIZES), torch.device("meta")
     world_model = make_world_model(config, discrete=discrete).to(meta)
     actor_critic = make_actor_critic(config, discrete=discrete).to(meta)
@@ -113,8 +115,10 @@ def test_a_step_never_asks_the_device(discrete: bool, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow  # compiling takes a minute or two
 def test_the_compiled_step_is_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to the order of floating-point sums, from the same random numbers: by itself
-    torch.compile draws its own."""
+    """Both agree up to the order of floating-point sums.
+
+    ``fallback_random`` makes the compiled step draw the random numbers of the eager one.
+    """
     monkeypatch.setattr(torch._inductor.config, "fallback_random", True)
     eager = train("off", "cpu", discrete=False)
     assert_same_course(eager, train("compile", "cpu", discrete=False), rtol=2e-3)
@@ -130,7 +134,10 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUD
 @needs_cuda
 @pytest.mark.parametrize("mode", ["graph", pytest.param("compile+graph", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("discrete", [True, False])
-def test_the_recorded_step_is_the_eager_one(mode: str, discrete: bool) -> None:
+def test_the_captured_step_is_the_eager_one(
+    mode: str, discrete: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._inductor.config, "fallback_random", True)
     eager = train("off", "cuda", discrete=discrete)
     assert_same_course(eager, train(mode, "cuda", discrete=discrete), rtol=2e-3)
 
@@ -138,7 +145,10 @@ def test_the_recorded_step_is_the_eager_one(mode: str, discrete: bool) -> None:
 @needs_cuda
 def test_every_replay_of_the_graph_draws_new_numbers() -> None:
     agent, step = make_step("graph", "cuda", discrete=True)
-    for group in (g for u in agent.updaters.values() for g in u.optimizer.param_groups):
+    for group in (g for u in agent.optimizers.values() for g in u.adamw.param_groups):
         group["lr"] = 0.0
-    losses = [float(step(model=True, actor=True)["WorldModel/total_loss"]) for _ in range(STEPS)]
+    losses = [
+        float(step(world_model=True, actor_critic=True)["WorldModel/total_loss"])
+        for _ in range(STEPS)
+    ]
     assert len(set(losses[EAGER_CALLS:])) > 1

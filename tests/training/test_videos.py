@@ -1,4 +1,4 @@
-"""Videos: what goes into them, and what comes out when they are decoded again."""
+"""Videos: their frames before they are written and after they are decoded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
@@ -18,12 +17,11 @@ from pwm_core.config_file import load_config
 from pwm_core.envs import VectorEnv, env_seeds
 from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run
-from pwm_core.runs import run_folder
+from pwm_core.paths import find_logdir
+from pwm_core.runs.mp4 import VideoWriter, enlarged, read_video
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
-from pwm_core.train import train as train_command
-from pwm_core.training import evaluation
-from pwm_core.training.episode_videos import SIZE, Episode, VideoWriter, enlarged, film
+from pwm_core.training.episode_videos import SIZE, Episode, film
 from pwm_core.training.evaluation import play
 from pwm_core.training.model_videos import GIVEN, PREDICTED, log_videos, open_loop
 from pwm_core.training.replay_buffer import ReplayBuffer
@@ -32,25 +30,20 @@ from pwm_dmc.envs import DMCEnv
 from pwm_dmc.rendering import try_renderer
 from tests.helpers import Data, load_small, make_agent, make_world_model
 from tests.helpers_envs import CONFIG, DEFAULTS, TINY, counting_domain
+from tests.helpers_runs import train_on
 from tests.training.catch import Catch
 
 KINDS = ("Observation", "Reconstruction", "Imagination", "Comparison", "OpenLoop")
 
 
-@pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs and scores lie under the test's own folder."""
-    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "ckpt")
-    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "eval_result")
-
-
-def decoded(path: Path) -> np.ndarray:
-    return imageio.imread(path, plugin="pyav")
+pytestmark = pytest.mark.usefixtures("logdir")
 
 
 def check_alike(found: np.ndarray, expected: np.ndarray, mean: float = 4.0) -> None:
-    """Frame by frame equal but for what H.264 loses; frames differ from their neighbours by more
-    than that, or the order would not be tested."""
+    """Check that two videos are equal except for the loss of H.264.
+
+    Neighbouring frames must differ by more than that loss, so that the order is tested too.
+    """
     assert found.shape == expected.shape
     error = np.abs(found.astype(float) - expected).mean(axis=(1, 2, 3))
     assert error.max() < mean
@@ -61,7 +54,7 @@ def check_alike(found: np.ndarray, expected: np.ndarray, mean: float = 4.0) -> N
 
 @pytest.mark.parametrize("discrete", [True, False])
 def test_open_loop_predicts_with_the_real_actions(discrete: bool) -> None:
-    """With a prior that is certain: its mode after the parallel pass over what was taken before."""
+    """With a certain prior, a prediction is the prior's mode after a parallel pass."""
     config = load_small("Models.WorldModel.Unimix=0")
     model = make_world_model(config, discrete=discrete).eval()
     with torch.no_grad():
@@ -86,7 +79,7 @@ def test_open_loop_predicts_with_the_real_actions(discrete: bool) -> None:
 
 @pytest.mark.parametrize(("steps", "horizon"), [(16, 5), (8, 10)])
 def test_what_the_videos_hold(steps: int, horizon: int) -> None:
-    """Also where a sequence is shorter than the horizon."""
+    """All videos have their full size, also if a sequence is shorter than the horizon."""
     config = load_small(
         f"JointTrainAgent.ImagineHorizon={horizon}", "JointTrainAgent.ImagineContext=1"
     )
@@ -117,8 +110,7 @@ def test_what_the_videos_hold(steps: int, horizon: int) -> None:
 
 
 def test_where_imagination_begins() -> None:
-    """With a posterior that is certain: at the reconstruction of the first step compared, and of
-    the last one replayed."""
+    """With a certain posterior, imagination starts at the reconstruction of its first step."""
     config = load_small("Models.WorldModel.Unimix=0", "JointTrainAgent.ImagineHorizon=5")
     agent, batch = make_agent(config), Data(rows=3, steps=12).batch(config)
     with torch.no_grad():
@@ -131,7 +123,7 @@ def test_where_imagination_begins() -> None:
 
 
 def test_the_prediction_of_a_certain_model_is_its_reconstruction_where_given() -> None:
-    """The posterior's latents are decoded in the context, the same as are reconstructed."""
+    """In the context, the open-loop prediction shows the reconstruction."""
     config = load_small()
     agent, batch = make_agent(config), Data(rows=2, steps=12).batch(config)
     videos = log_videos(agent, batch)
@@ -141,7 +133,7 @@ def test_the_prediction_of_a_certain_model_is_its_reconstruction_where_given() -
 
 
 class Keep:
-    """A sink that keeps what it is given."""
+    """A tracker's sink that keeps all values."""
 
     def __init__(self) -> None:
         self.videos: dict[Path, np.ndarray] = {}
@@ -157,7 +149,7 @@ class Keep:
 
 
 def test_training_writes_what_the_trackers_get() -> None:
-    """Every file of a real run, decoded again, against the arrays."""
+    """Every video file of a real run is decoded and compared with its frames."""
     short = "JointTrainAgent={SampleMaxSteps: 30, VideoLogStep: 15, TrainAgentEverySteps: 6}"
     config = load_config(CONFIG, defaults=DEFAULTS, overrides=[*TINY, short])
     domain, _ = counting_domain((7,))
@@ -174,18 +166,20 @@ def test_training_writes_what_the_trackers_get() -> None:
     assert {path.name for path in folder.videos.iterdir()} == names
     assert {path.name for path in keep.videos} == names
     for path, frames in keep.videos.items():
-        check_alike(decoded(path), frames, mean=12)  # tiles of 8 pixels lose more than pictures
+        check_alike(
+            read_video(path)[0], frames, mean=12
+        )  # tiles of 8 pixels lose more than pictures
 
 
 # ---------------------------------------------------------------------------------- video files
 
 
 def test_video_plays_in_a_browser(tmp_path: Path) -> None:
-    """H.264, 4:2:0, in an mp4, at the speed asked for."""
+    """The file is an mp4 with H.264, 4:2:0 and the given frame rate."""
     path = tmp_path / "video.mp4"
     ramp = np.linspace(0, 255, 64, dtype=np.uint8)
     frames = [np.stack([np.roll(np.tile(ramp, (64, 1)), 4 * i, 1)] * 3, -1) for i in range(20)]
-    with VideoWriter(path, fps=10) as video:
+    with VideoWriter(path, fps=10, least=SIZE) as video:
         for frame in frames:
             video.write(frame)
     with av.open(str(path)) as container:
@@ -194,7 +188,7 @@ def test_video_plays_in_a_browser(tmp_path: Path) -> None:
         assert stream.codec_context.pix_fmt == "yuv420p"
         assert stream.average_rate == 10
         assert "mp4" in container.format.name
-    check_alike(decoded(path), np.stack([enlarged(frame) for frame in frames]))
+    check_alike(read_video(path)[0], np.stack([enlarged(frame, SIZE) for frame in frames]))
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
 
 
@@ -216,9 +210,9 @@ def test_a_video_that_fails_leaves_no_file(tmp_path: Path) -> None:
     ],
 )
 def test_enlarged(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Whole pixels, even sides, nothing smaller than a browser shows well."""
+    """Pixels are enlarged by a whole factor, and both sides are even and large enough."""
     frame = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    large = enlarged(frame)
+    large = enlarged(frame, SIZE)
     assert large.shape == expected
     factor = max(1, expected[0] // shape[0])
     assert np.array_equal(large[::factor, ::factor], np.broadcast_to(
@@ -231,7 +225,7 @@ def test_enlarged(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
 
 
 class Player:
-    """Acts at random, as an agent would be asked to."""
+    """Has the interface of an agent and acts at random."""
 
     def __init__(self, env: VectorEnv) -> None:
         self._env, self._rng = env, np.random.default_rng(0)
@@ -251,7 +245,7 @@ def played(env: VectorEnv, episodes: int) -> list[Episode]:
 
 
 def test_film_shows_each_step_of_the_episodes(tmp_path: Path) -> None:
-    """Two environments, three episodes: the third is the second of environment 0."""
+    """Of three episodes in two environments, the third is the second one of environment 0."""
     episodes = played(Catch(2, seed=3), 3)
     assert [(e.env, e.number) for e in episodes] == [(0, 0), (0, 1), (1, 0)]
     paths = [tmp_path / f"{i}.mp4" for i in range(3)]
@@ -263,11 +257,12 @@ def test_film_shows_each_step_of_the_episodes(tmp_path: Path) -> None:
             for _ in range(7):
                 obs[0] = env.step(np.ones(2, int)).obs
         obs += [env.step(np.full(2, action)).obs for action in episode.actions[:-1]]
-        check_alike(decoded(path), np.stack([enlarged(o[episode.env]) for o in obs]), mean=2)
+        expected = np.stack([enlarged(o[episode.env], SIZE) for o in obs])
+        check_alike(read_video(path)[0], expected, mean=2)
 
 
 def test_what_does_not_come_out_as_evaluated_is_said(tmp_path: Path) -> None:
-    """Another seed: another ball. No video of something that was not evaluated is left."""
+    """With another seed the replay differs, and its video is removed."""
     episodes = played(Catch(1, seed=3), 3)
     paths = [tmp_path / f"{i}.mp4" for i in range(3)]
     lines = film(lambda count: Catch(count, seed=4), episodes, paths)
@@ -277,13 +272,13 @@ def test_what_does_not_come_out_as_evaluated_is_said(tmp_path: Path) -> None:
 
 
 def test_fewer_environments_keep_their_seeds() -> None:
-    """What lets a film make only the environments that it needs."""
+    """The seeds of the first environments do not depend on the number of environments."""
     assert np.array_equal(env_seeds(5, 3), env_seeds(5, 20)[:3])
 
 
 @pytest.mark.parametrize("protocol", ["pamorl", "standard"])
 def test_film_of_a_game(protocol: str, tmp_path: Path) -> None:
-    """The real emulator: at another size, in fewer environments, the same game."""
+    """The real emulator replays the same game at another size and in fewer environments."""
     game = {"protocol": protocol, "frame_skip": 64}
     episodes = played(AtariEnv("ALE/Pong-v5", 3, 1, **game), 3)
     path = tmp_path / "game.mp4"
@@ -292,7 +287,7 @@ def test_film_of_a_game(protocol: str, tmp_path: Path) -> None:
         return AtariEnv("ALE/Pong-v5", count, 1, image_size=SIZE, **game)
 
     assert film(make_env, episodes[1:2], [path]) == []
-    frames = decoded(path)
+    frames = read_video(path)[0]
     assert frames.shape == (len(episodes[1].actions), SIZE, SIZE, 3)
     court = np.median(frames.reshape(-1, 3), axis=0)
     assert np.abs(court - (144, 72, 17)).max() < 12  # Pong's court is brown
@@ -309,7 +304,7 @@ def test_film_of_what_was_evaluated_from_vectors(tmp_path: Path) -> None:
 
     path = tmp_path / "cup.mp4"
     assert film(make_env, episodes[1:], [path]) == []
-    frames = decoded(path).astype(float)
+    frames = read_video(path)[0].astype(float)
     assert frames.shape == (10, SIZE, SIZE, 3)
     assert np.abs(np.diff(frames, axis=0)).max() > 50, "something moves"
 
@@ -317,31 +312,29 @@ def test_film_of_what_was_evaluated_from_vectors(tmp_path: Path) -> None:
 def trained(name: str) -> Any:
     domain = counting_domain((5, 7))[0]
     short = "JointTrainAgent={SampleMaxSteps: 40, TrainAgentEverySteps: 9, TrainModelEverySteps: 9}"
-    overrides = [part for override in (*TINY, short) for part in ("-set", override)]
-    argv = ["-n", name, "-env_name", "count", "-config_path", CONFIG, "-device", "cpu"]
-    train_command(domain, [*argv, "-logger", "none", *overrides])
+    train_on(domain, name, "-set", short)
     return domain
 
 
 def test_eval_films_its_first_episodes(capsys: pytest.CaptureFixture[str]) -> None:
-    """One file per episode and checkpoint, in the order of the CSV; scores as without."""
+    """There is one file per episode and checkpoint, and videos do not change the scores."""
     domain = trained("run")
     argv = ["-n", "run", "-device", "cpu", "-checkpoint", "all"]
     evaluate_run(domain, argv)
-    scores = evaluation.RESULTS / "run.csv"
+    scores = find_logdir().scores / "run.csv"
     before = scores.read_text()
     evaluate_run(domain, [*argv, "-video", "3"])
     assert scores.read_text() == before
-    found = sorted((run_folder.RUNS / "run" / "videos").iterdir())
+    found = sorted((find_logdir().runs / "run" / "videos").iterdir())
     assert [p.name for p in found] == [
         f"evaluation{i}_{step:09d}.mp4" for i in range(3) for step in (20, 40)
     ]
-    assert [len(decoded(path)) for path in found[::2]] == [5, 5, 7]
+    assert [len(read_video(path)[0]) for path in found[::2]] == [5, 5, 7]
     assert "warning" not in capsys.readouterr().out
 
 
 def test_scores_do_not_depend_on_a_renderer(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where nothing renders it is said, and the scores are written."""
+    """Without a renderer, a message says so, and the scores are still written."""
     domain = trained("run")
 
     def make_env(config: Any, *arguments: Any) -> VectorEnv:
@@ -352,6 +345,6 @@ def test_scores_do_not_depend_on_a_renderer(capsys: pytest.CaptureFixture[str]) 
     blind = dataclasses.replace(domain, make_env=make_env)
     evaluate_run(blind, ["-n", "run", "-device", "cpu", "-video", "1"])
     assert "no video: no headless renderer works" in capsys.readouterr().out
-    assert (evaluation.RESULTS / "run.csv").exists()
+    assert (find_logdir().scores / "run.csv").exists()
     with pytest.raises(UserError, match="-video -1"):
         evaluate_run(domain, ["-n", "run", "-device", "cpu", "-video", "-1"])

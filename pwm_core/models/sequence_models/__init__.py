@@ -1,0 +1,19 @@
+"""Sequence models behind one interface.
+
+To add one, write its file, then name it here and in the config key
+``Models.WorldModel.SequenceModel``.
+"""
+
+from __future__ import annotations
+
+from pwm_core.config import Models
+from pwm_core.models.sequence_models.base import SequenceModel
+from pwm_core.models.sequence_models.linear_attention import LinearAttention
+
+SEQUENCE_MODELS: dict[str, type[SequenceModel]] = {"linear_attention": LinearAttention}
+"""The keys are the values of ``Models.WorldModel.SequenceModel``."""
+
+
+def make_sequence_model(models: Models, action: int) -> SequenceModel:
+    """The configured sequence model; ``action`` is the width of an encoded action."""
+    return SEQUENCE_MODELS[models.WorldModel.SequenceModel](models, action)

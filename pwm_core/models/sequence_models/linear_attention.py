@@ -1,0 +1,342 @@
+"""The sequence model of the paper: blocks of linear attention with data-dependent decay.
+
+They run in parallel over T steps or step by step, and both ways compute the same numbers (PaMoRL,
+section 3.1). Training uses the parallel way; acting and imagination use the recurrent one.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pwm_core.config import Models
+from pwm_core.models.networks import NORM_EPS, GatedUnit, LatentNet
+from pwm_core.models.scan import States, linear_attention
+from pwm_core.models.sequence_models.base import SequenceModel
+
+
+class BlockHistory(NamedTuple):
+    """The states of one block after every step of B sequences.
+
+    Attributes:
+        memory: the attention states ``S_t`` (B, T, E, V), in float32 also under autocast.
+        previous: (B, T, D) the block's inputs ``u_t``, for token mixing.
+    """
+
+    memory: States
+    previous: Tensor
+
+
+class RecurrentMemory:
+    """The attention state ``S_t`` (N, E, V) itself; every step replaces it."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory  # (N, E, V)
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+        """Update the state with one step and read it.
+
+        Args:
+            q, k: (N, E).
+            v: (N, V).
+            log_decay: (N, E) ``log g_t``.
+
+        Returns:
+            (N, V) ``o_t = q_t S_t``.
+        """
+        decay = log_decay.exp().unsqueeze(-1)
+        self.memory = torch.addcmul(k.unsqueeze(-1) * v.unsqueeze(-2), decay, self.memory)
+        return (q.unsqueeze(-2) @ self.memory).squeeze(-2)
+
+
+class ImaginedMemory:
+    """Replayed attention states, and the keys and values of the steps imagined since.
+
+    ``o_t = (q_t G_t) S_0 + sum_j (q_t . k_j G_t / G_j) v_j``, where ``G_t`` is the product of the
+    decays up to step t. These are the numbers of :class:`RecurrentMemory`, but the states ``S_0``
+    (E, V) are only read. With the chunked scan they are never computed in full. No gradient flows.
+
+    Args:
+        states: the states of B sequences.
+        starts: the steps of each sequence after which imagination starts, N in all.
+        zero: (N,) bool, the starts whose state is zeros.
+        horizon: largest number of imagined steps.
+    """
+
+    def __init__(self, states: States, starts: slice, zero: Tensor, horizon: int) -> None:
+        batch, _chunks, chunk, width = states.decay.shape
+        first, stop, _ = starts.indices(states.length)
+        # Keep only the chunks that hold a start.
+        begin, end = first // chunk, -(-stop // chunk)
+        self._shape = (batch, end - begin, chunk, width)
+        self._steps = slice(first - begin * chunk, stop - begin * chunk)
+        self._states = States(
+            stop,
+            states.start[:, begin:end],
+            states.decay[:, begin:end],
+            None if states.keys is None else states.keys[:, begin:end],
+            None if states.values is None else states.values[:, begin:end],
+        )
+        count, values = len(zero), states.start.shape[-1]
+        # (N, E) G_t; it is 0 where the start's state is zeros
+        self._decay = (~zero).to(states.start.dtype).unsqueeze(1).repeat(1, width)
+        self._keys = states.start.new_zeros(count, horizon, width)  # k_j G_t / G_j
+        self._values = states.start.new_zeros(count, horizon, values)
+        self._length = 0
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+        """See :meth:`RecurrentMemory.step`; it can be called ``horizon`` times."""
+        decay = log_decay.exp()
+        self._decay.mul_(decay)
+        self._keys[:, : self._length].mul_(decay.unsqueeze(1))
+        self._keys[:, self._length] = k
+        self._values[:, self._length] = v
+        self._length += 1
+        keys, values = self._keys[:, : self._length], self._values[:, : self._length]
+        scores = torch.bmm(q.unsqueeze(1), keys.transpose(1, 2))  # (N, 1, steps imagined so far)
+        return torch.baddbmm(self._read(q * self._decay).unsqueeze(1), scores, values).squeeze(1)
+
+    def _read(self, query: Tensor) -> Tensor:
+        """The product of ``query`` (N, E) and the replayed states: (N, V)."""
+        batch, chunks, chunk, width = self._shape
+        placed = query.new_zeros(batch, chunks * chunk, width)
+        placed[:, self._steps] = query.view(batch, -1, width)
+        output = self._states.read(placed.view(self._shape)).flatten(1, 2)
+        return output[:, self._steps].flatten(0, 1)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _trunc_normal(width: int, fan: float) -> Tensor:
+    """(width,) from a normal of variance 1 / fan that is truncated at two standard deviations."""
+    # 0.8796 is the standard deviation of a unit normal that is truncated at two.
+    std = (1.0 / fan) ** 0.5 / 0.87962566103423978
+    return nn.init.trunc_normal_(torch.empty(width), std=std, a=-2 * std, b=2 * std)
+
+
+class LinearAttentionBlock(nn.Module):
+    """Token mixing, linear attention with data-dependent decay, and a gated unit."""
+
+    def __init__(self, models: Models) -> None:
+        super().__init__()
+        config = models.WorldModel
+        width, inner = models.Hidden, models.Hidden // config.HeadDivisor
+        self.width, self.inner = width, inner
+        self.dropout = config.Dropout
+        self.attend = functools.partial(
+            linear_attention, backend=config.Scan, chunk=config.ScanChunk
+        )
+        fan = {"width": width, "mean": (width + 1) / 2}[config.MixFan]
+        self.mix = nn.Parameter(_trunc_normal(width, fan))
+        # W_q, W_k, W_v, W_r as one product; each is initialised like a separate Linear.
+        self.projections = nn.Linear(width, 4 * inner, bias=False)
+        self.decay = nn.Linear(width, inner, bias=False)
+        self.attention_norm = nn.RMSNorm(inner, eps=NORM_EPS) if config.RMSNorm else nn.Identity()
+        self.output = nn.Linear(inner, width, bias=False)
+        self.output_dropout = nn.Dropout(config.Dropout)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.gated = GatedUnit(width, config.BlockAct, config.Dropout)
+
+    def _project(self, u: Tensor, previous: Tensor, keep: Tensor | None) -> tuple[Tensor, ...]:
+        """The projections of a block's inputs, at least float32.
+
+        Args:
+            u: (..., D) inputs ``u_t``.
+            previous: (..., D) inputs ``u_{t-1}``.
+            keep: (..., 1), 0 for dropped tokens, whose inputs are zeros and whose decay is 1; None
+                drops nothing.
+
+        Returns:
+            q (..., E), k (..., E), v (..., V) and log g (..., E).
+        """
+        mixed = torch.lerp(previous.to(u.dtype), u, torch.sigmoid(self.mix + 1).to(u.dtype))  # m_t
+        kept = u if keep is None else u * keep
+        q, k, v, r = _at_least_float32(self.projections(kept)).split(self.inner, dim=-1)
+        log_decay = F.logsigmoid(_at_least_float32(self.decay(mixed)))
+        if keep is not None:
+            log_decay = log_decay * keep
+        return 1 + F.elu(q), 1 + F.elu(k), torch.sigmoid(r) * v, log_decay
+
+    def _finish(self, u: Tensor, attended: Tensor) -> Tensor:
+        """Attention output (..., V) and block input (..., D) -> block output (..., D)."""
+        projected = self.output(self.attention_norm(attended))
+        return self.gated(self.norm(self.output_dropout(projected) + u))
+
+    def forward(
+        self, u: Tensor, is_first: Tensor, *, return_history: bool = False
+    ) -> tuple[Tensor, BlockHistory | None]:
+        """A whole sequence from zero states.
+
+        Args:
+            u: (B, T, D).
+            is_first: (B, T) bool; the state and the input before such a step are zeros.
+            return_history: also return the states after every step.
+
+        Returns:
+            (B, T, D), and the history or None.
+        """
+        previous = torch.cat([torch.zeros_like(u[:, :1]), u[:, :-1]], dim=1)
+        previous = previous.masked_fill(is_first.unsqueeze(-1), 0.0)
+        keep = None
+        if self.training and self.dropout > 0:
+            keep = torch.rand(*u.shape[:2], 1, device=u.device) >= self.dropout
+            keep = keep.to(u.dtype)
+        q, k, v, log_decay = self._project(u, previous, keep)
+        with torch.autocast(u.device.type, enabled=False):
+            attended = self.attend(q, k, v, log_decay, is_first, return_states=return_history)
+        history = BlockHistory(attended.states, u) if return_history else None
+        return self._finish(u, attended.output), history
+
+    def step(self, u: Tensor, previous: Tensor, memory: RecurrentMemory | ImaginedMemory) -> Tensor:
+        """One step without token dropout; ``memory`` is updated in place.
+
+        Args:
+            u: (N, D) input ``u_t``.
+            previous: (N, D) input ``u_{t-1}``.
+            memory: the attention states after step t-1.
+
+        Returns:
+            (N, D).
+        """
+        q, k, v, log_decay = self._project(u, previous, None)
+        with torch.autocast(u.device.type, enabled=False):
+            attended = memory.step(q, k, v, log_decay)
+        return self._finish(u, attended)
+
+
+@dataclass
+class LinearAttentionState:
+    """The recurrent state of the sequence model for N sequences.
+
+    Attributes:
+        previous: for each block, (N, D) its input at the last step.
+        memories: for each block, its attention states.
+    """
+
+    previous: list[Tensor]
+    memories: list[RecurrentMemory]
+
+    def reset(self, is_first: Tensor) -> LinearAttentionState:
+        """A copy that is zeros where ``is_first`` (N,) bool is set."""
+        mask = is_first.unsqueeze(-1)
+        return LinearAttentionState(
+            [previous.masked_fill(mask, 0.0) for previous in self.previous],
+            [
+                RecurrentMemory(memory.memory.masked_fill(mask.unsqueeze(-1), 0.0))
+                for memory in self.memories
+            ],
+        )
+
+    def clone(self) -> LinearAttentionState:
+        """A copy that shares no memory."""
+        return LinearAttentionState(
+            [previous.clone() for previous in self.previous],
+            [RecurrentMemory(memory.memory.clone()) for memory in self.memories],
+        )
+
+    def copy_(self, other: LinearAttentionState) -> None:
+        """Copy ``other``'s values into this state's own tensors."""
+        for mine, new in zip(self.previous, other.previous, strict=True):
+            mine.copy_(new)
+        for memory, new_memory in zip(self.memories, other.memories, strict=True):
+            memory.memory.copy_(new_memory.memory)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state's tensors by name."""
+        memories = [memory.memory for memory in self.memories]
+        return {"previous": self.previous, "memories": memories}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`; the tensors keep their place in memory."""
+        memories = [RecurrentMemory(memory) for memory in state["memories"]]
+        self.copy_(LinearAttentionState(state["previous"], memories))
+
+
+@dataclass
+class ImaginationState:
+    """A :class:`LinearAttentionState` for imagined steps that start from replayed states."""
+
+    previous: list[Tensor]
+    memories: list[ImaginedMemory]
+
+
+class History(NamedTuple):
+    """The states after every step of B replayed sequences.
+
+    Attributes:
+        blocks: the states of each block.
+    """
+
+    blocks: list[BlockHistory]
+
+    def start(self, steps: slice, zero: Tensor, horizon: int) -> ImaginationState:
+        """The state after ``steps`` of every sequence; see :class:`SequenceHistory`."""
+        mask = zero.unsqueeze(-1)
+        return ImaginationState(
+            [
+                block.previous[:, steps].flatten(0, 1).masked_fill(mask, 0.0)
+                for block in self.blocks
+            ],
+            [ImaginedMemory(block.memory, steps, zero, horizon) for block in self.blocks],
+        )
+
+
+class LinearAttention(SequenceModel):
+    """Input layer and linear-attention blocks: (z_t, a_t) -> deter_t (PaMoRL, section 3.1)."""
+
+    def __init__(self, models: Models, action: int) -> None:
+        super().__init__()
+        width = models.Hidden
+        self.input_layer = LatentNet(
+            action,
+            models,
+            nn.Linear(width, width, bias=False),
+            nn.LayerNorm(width, eps=NORM_EPS),
+        )
+        self.blocks = nn.ModuleList(
+            LinearAttentionBlock(models) for _ in range(models.WorldModel.Blocks)
+        )
+        self.output_tanh = models.WorldModel.OutputTanh
+
+    def forward(
+        self, latent: Tensor, action: Tensor, is_first: Tensor, *, return_history: bool = False
+    ) -> tuple[Tensor, History | None]:
+        """All T steps at once, from zero states; see :class:`SequenceModel`."""
+        hidden = self.input_layer(action, latent)  # (B, T, D)
+        blocks = []
+        for block in self.blocks:
+            hidden, history = block(hidden, is_first, return_history=return_history)
+            blocks.append(history)
+        return self._output(hidden), History(blocks) if return_history else None
+
+    def step(
+        self, latent: Tensor, action: Tensor, state: LinearAttentionState | ImaginationState
+    ) -> Tensor:
+        """One step: a latent and an action (N, A) -> deter (N, D).
+
+        ``state`` is updated in place.
+        """
+        hidden = self.input_layer(action, latent)
+        for index, block in enumerate(self.blocks):
+            previous = state.previous[index]
+            state.previous[index] = hidden
+            hidden = block.step(hidden, previous, state.memories[index])
+        return self._output(hidden)
+
+    def _output(self, hidden: Tensor) -> Tensor:
+        return hidden.tanh() if self.output_tanh else hidden
+
+    def initial_state(self, count: int, device: torch.device) -> LinearAttentionState:
+        """Zero states for ``count`` sequences, in the dtype of the parameters."""
+        zeros = functools.partial(torch.zeros, dtype=self.blocks[0].mix.dtype, device=device)
+        return LinearAttentionState(
+            [zeros(count, block.width) for block in self.blocks],
+            [RecurrentMemory(zeros(count, block.inner, block.inner)) for block in self.blocks],
+        )

@@ -1,0 +1,46 @@
+"""Where files are: the project's own (config files) and those that its commands write.
+
+In a checkout the config files are ``config_files/`` at the repository's root. An installed package
+brings the same files inside ``pwm_core``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+"""The repository's root; the packages' folder where the project is installed."""
+IN_CHECKOUT = (REPOSITORY / "config_files").is_dir()
+"""Whether this code runs from a checkout, and not from an installed package."""
+CONFIG_ROOT = REPOSITORY if IN_CHECKOUT else Path(__file__).resolve().parent
+"""The folder that holds ``config_files/``."""
+LOGDIR_VARIABLE = "PAMORL_LOGDIR"
+"""The environment variable that stands for the flag ``-logdir``."""
+
+
+@dataclass(frozen=True)
+class LogDir:
+    """The folder under which runs and scores are written."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        """The folder of all run folders."""
+        return self.root / "ckpt"
+
+    @property
+    def scores(self) -> Path:
+        """The folder of all score files."""
+        return self.root / "eval_result"
+
+
+def find_logdir(given: str | Path | None = None) -> LogDir:
+    """The folder to write to: ``given`` (the flag ``-logdir``), else the environment variable
+    ``PAMORL_LOGDIR``, else the repository's root, else (installed) the working directory."""
+    chosen = given or os.environ.get(LOGDIR_VARIABLE)
+    if chosen:
+        return LogDir(Path(chosen).expanduser().absolute())
+    return LogDir(REPOSITORY if IN_CHECKOUT else Path.cwd())

@@ -1,0 +1,176 @@
+"""Which scores are averaged, which stand apart, and what a way of training is called."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from results.curves import Curve
+from results.scores import Conditions, Evaluation, Score
+
+COLOURS = ("#2a78d6", "#e0730d", "#179c72", "#b04fc4", "#c9a106", "#d64550", "#4aa7c9", "#8a6d3b")
+"""Of our settings, in every figure; they read on white and on black."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One task under one way of training, evaluated in one way.
+
+    Attributes:
+        scores: one per seed, by seed.
+    """
+
+    task: str
+    evaluation: Evaluation
+    scores: tuple[Score, ...]
+
+    @property
+    def values(self) -> dict[int, float]:
+        """Final scores by seed."""
+        return {score.seed: score.final.mean for score in self.scores}
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return float(np.mean(list(self.values.values())))
+
+    @property
+    def low(self) -> float:
+        """The lowest seed's."""
+        return min(self.values.values())
+
+    @property
+    def high(self) -> float:
+        """The highest seed's."""
+        return max(self.values.values())
+
+
+Results = dict[Conditions, dict[str, Result]]
+"""Way of training -> task -> what counts."""
+
+
+def merge_repeats(scores: list[Score], curves: list[Curve]) -> tuple[list[Score], list[Curve]]:
+    """Forget the action repeat in the conditions of those trained with one repeat on every task:
+    tasks of one setting may differ in it, runs of one task may not."""
+    repeats: dict[Conditions, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    plain = [score for score in scores if not score.evaluation.label]
+    for item in [*plain, *curves]:
+        repeats[replace(item.conditions, repeat=0)][item.task].add(item.conditions.repeat)
+
+    def merged(conditions: Conditions) -> Conditions:
+        whole = replace(conditions, repeat=0)
+        alone = all(len(found) == 1 for found in repeats[whole].values())
+        return whole if alone else conditions
+
+    return (
+        [replace(score, conditions=merged(score.conditions)) for score in scores],
+        [replace(curve, conditions=merged(curve.conditions)) for curve in curves],
+    )
+
+
+def settle(
+    scores: list[Score], budgets: dict[tuple[str, str], int], problems: list[str]
+) -> tuple[Results, list[Score]]:
+    """What counts, one evaluation per setting and task, and the scores of all others.
+
+    Finished runs go before unfinished ones; the run's own setting with sampled actions (be it with
+    another number of episodes) before others; what is nearest to the published budget (``budgets``,
+    by benchmark and task) before the rest; then more seeds, then more episodes.
+    """
+    groups: dict[Conditions, dict[str, dict[Evaluation, list[Score]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    for score in scores:
+        groups[score.conditions][score.task][score.evaluation].append(score)
+    found: Results = {}
+    others: list[Score] = []
+    for conditions, tasks in sorted(groups.items()):
+        found[conditions] = {}
+        for task, evaluations in sorted(tasks.items()):
+            budget = budgets.get((conditions.benchmark, task))
+            best, *rest = sorted(evaluations, key=lambda e: _rank(e, evaluations[e], budget))
+            counted = _one_per_seed(task, evaluations[best], problems)
+            found[conditions][task] = Result(task, best, counted)
+            others += [score for evaluation in rest for score in evaluations[evaluation]]
+            if not best.plain:
+                problems.append(
+                    f"{task}, {conditions.config}: there are no scores of sampled actions under "
+                    f"the runs' own setting; shown are {best.label or best.text}"
+                )
+    return found, others
+
+
+def _rank(evaluation: Evaluation, scores: list[Score], budget: int | None) -> tuple[object, ...]:
+    off = abs(math.log(evaluation.frames / budget)) if budget and evaluation.frames else 0.0
+    return (
+        not all(score.finished for score in scores),
+        not evaluation.plain,
+        round(off, 1),
+        -len({score.seed for score in scores}),
+        -evaluation.episodes,
+        evaluation,
+    )
+
+
+def _one_per_seed(task: str, scores: list[Score], problems: list[str]) -> tuple[Score, ...]:
+    """The first run of every seed; the others are named."""
+    runs: dict[int, list[Score]] = defaultdict(list)
+    for score in sorted(scores, key=lambda s: (s.seed, s.run)):
+        runs[score.seed].append(score)
+    for seed, found in runs.items():
+        if len(found) > 1:
+            names = ", ".join(score.run for score in found)
+            problems.append(
+                f"{task}: {len(found)} runs of seed {seed} ({names}); all are listed, "
+                f"only {found[0].run} counts in means and aggregates"
+            )
+    return tuple(found[0] for found in runs.values())
+
+
+def check_seeds(results: Results, names: dict[Conditions, str], problems: list[str]) -> None:
+    """Say which tasks have fewer seeds than others of their setting."""
+    for conditions, tasks in results.items():
+        by_seeds: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for task, result in tasks.items():
+            by_seeds[tuple(sorted(result.values))].append(task)
+        lines = [
+            f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} on {', '.join(those)}"
+            for seeds, those in sorted(by_seeds.items(), key=lambda item: -len(item[0]))
+        ]
+        if len(lines) > 1:
+            problems.append(f"{names[conditions]}: tasks differ in their seeds: {'; '.join(lines)}")
+        elif len(next(iter(by_seeds))) == 1:
+            problems.append(f"{names[conditions]}: {lines[0]}: one seed, so no spread over seeds")
+
+
+def name_all(every: Iterable[Conditions]) -> dict[Conditions, str]:
+    """A short name for each: the config's, with what else tells settings of a benchmark apart."""
+    every = list(every)
+    names = {}
+    for conditions in every:
+        protocols = {c.protocol for c in every if c.benchmark == conditions.benchmark}
+        differing = {
+            key for protocol in protocols for key, value in protocol
+            if len({dict(other).get(key) for other in protocols}) > 1
+        }  # fmt: skip
+        shown = dict(conditions.protocol)
+        keys = ["name"] if "name" in differing else sorted(differing)
+        parts = [conditions.config, *(shown[key] for key in keys if key in shown)]
+        if conditions.repeat:
+            parts.append(f"action repeat {conditions.repeat}")
+        names[conditions] = ", ".join(parts)
+    return names
+
+
+def colour_all(every: Iterable[Conditions]) -> dict[Conditions, str]:
+    """A colour for each, in the order given, within its benchmark."""
+    colours: dict[Conditions, str] = {}
+    seen: dict[str, int] = defaultdict(int)
+    for conditions in every:
+        colours[conditions] = COLOURS[seen[conditions.benchmark] % len(COLOURS)]
+        seen[conditions.benchmark] += 1
+    return colours

@@ -1,0 +1,23 @@
+"""Tables of the documentation that the code must agree with."""
+
+from __future__ import annotations
+
+import re
+
+from pwm_core.config_file import leaves, load_config
+from pwm_core.paths import REPOSITORY
+
+
+def test_the_table_of_the_domains_differences_is_complete() -> None:
+    atari, dmc = (
+        leaves(load_config(f"config_files/{name}.yaml").model_dump()) for name in ("atari", "dmc")
+    )
+    text = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+(?:\.\w+)+)` \| (\S+).*? \| (\S+).* \|$", text, re.MULTILINE)
+    found = {key: (first, second) for key, first, second in rows}
+    differing = {key: (atari[key], dmc[key]) for key in atari if atari[key] != dmc[key]}
+    assert found.keys() == differing.keys()
+    for key, values in differing.items():
+        for written, value in zip(found[key], values, strict=True):
+            expected = str(value).lower() if isinstance(value, bool) else f"{value}"
+            assert written == expected or float(written) == float(value), key

@@ -1,0 +1,25 @@
+"""What a run asks of the machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from pwm_core.errors import UserError
+from pwm_core.runtime import available_cores, refuse_too_many_envs
+from tests.helpers_processes import run_script
+
+
+def test_threads_are_bounded_by_the_machine() -> None:
+    """More would not be started, or leave no process able to fork."""
+    code = "import torch; from pwm_core.runtime import use_threads; use_threads(100000); "
+    done = run_script(code + "torch.ones(9, 9) @ torch.ones(9, 9); print(torch.get_num_threads())")
+    assert done.returncode == 0, done.stderr
+    cores = available_cores()
+    note = f"note: BasicSettings.Threads is 100000; this machine has {cores} cores, all used"
+    assert done.stdout.splitlines() == [note, str(cores)]
+
+
+def test_environments_that_do_not_fit_are_refused() -> None:
+    refuse_too_many_envs(8, 1_000_000)
+    with pytest.raises(UserError, match=r"EvalEnvs = 100000000 is too many: .* about 100000 GB"):
+        refuse_too_many_envs(100_000_000, 1_000_000, "EvalEnvs")

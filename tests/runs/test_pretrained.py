@@ -1,0 +1,53 @@
+"""Agents that come with the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pwm_core.eval import evaluate_run
+from pwm_core.paths import LogDir, find_logdir
+from pwm_core.runs import pretrained
+from pwm_core.runs.run_folder import RunFolder
+from tests.helpers_envs import counting_domain
+from tests.helpers_runs import train_counting
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("logdir")
+
+
+def test_a_published_agent_is_evaluated_where_there_is_no_run_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights are the run's to half precision, in a file of little more than half the size."""
+    monkeypatch.setattr(pretrained, "PRETRAINED", LogDir(tmp_path / "pretrained"))
+    train_counting("run")
+    run = RunFolder("run", find_logdir())
+    published = pretrained.publish(run)
+    assert {p.name for p in published.path.iterdir()} == {"config.yaml", "run.json", "checkpoints"}
+    assert published.checkpoint(60).stat().st_size < 0.8 * run.checkpoint(60).stat().st_size
+
+    elsewhere = LogDir(tmp_path / "elsewhere")
+    domain = counting_domain((7,))[0]
+    evaluate_run(domain, ["-n", "run", "-device", "cpu", "-logdir", str(elsewhere.root)])
+    assert "comes with the repository" in capsys.readouterr().out
+    assert (elsewhere.scores / "run.csv").is_file()
+    copy = RunFolder("run", elsewhere).load_weights(60, CPU)["world_model"]
+    for name, value in run.load_weights(60, CPU)["world_model"].items():
+        torch.testing.assert_close(copy[name].to(value.dtype), value, rtol=1e-3, atol=1e-6)
+
+
+def test_a_run_of_that_name_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pretrained, "PRETRAINED", LogDir(tmp_path / "pretrained"))
+    train_counting("run")
+    run = RunFolder("run", find_logdir())
+    pretrained.publish(run)
+    before = run.checkpoint(60).read_bytes()
+    pretrained.fetch("run", find_logdir())
+    pretrained.fetch("another", find_logdir())
+    assert run.checkpoint(60).read_bytes() == before
+    assert "comes with" not in capsys.readouterr().out
