@@ -13,7 +13,7 @@ from tests.helpers_runs import RunTree, assert_same_run, last_step, wait_for
 from tests.helpers_sweeps import ATARI, DMC, SweepTree, uninterrupted
 from tests.slurm.cluster import Cluster
 
-GAME_STEPS, TASK_STEPS, LONG_STEPS, PACK_STEPS = 420, 600, 3200, 2400
+GAME_STEPS, TASK_STEPS, LONG_STEPS, PACK_STEPS = 420, 600, 3200, 1500
 LONG = {"JointTrainAgent.SampleMaxSteps": LONG_STEPS, "JointTrainAgent.TrainModelEverySteps": 1}
 """Overrides of a run that takes longer than the time limit of a minute."""
 
@@ -33,7 +33,7 @@ def test_jobs_that_are_interrupted_go_on_exactly(
     """Two games x two seeds and two tasks: one queued again by hand, one into its time limit, one
     killed, and the node taken down under all of them."""
     games = sweeps.write("games", ATARI, GAME_STEPS, tasks=["Pong", "Boxing"], seeds=[1, 2])
-    limit = {"time": 1, "warning": 10}
+    limit = {"time": 1, "warning": 40}
     tasks = sweeps.write(
         "tasks", DMC, TASK_STEPS, tasks=["cartpole_balance", "reacher_easy"], resources=limit,
         per_task={"reacher_easy": {"overrides": LONG}},
