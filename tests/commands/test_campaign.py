@@ -67,7 +67,7 @@ ATARI = ["atari", "-config_path", "config_files/atari_tiny.yaml"]
 @pytest.mark.parametrize(
     ("flags", "tasks", "frame_skip"),
     [
-        ([*PROPRIO, "-jobs", "2"], {"reacher_easy": "-proprio", "cup_catch": "-proprio"}, 8),
+        ([*PROPRIO, "-jobs", "2"], {"reacher_easy": "-proprio", "cup_catch": "-proprio"}, 4),
         (ATARI, {"Pong": ""}, 4),
     ],
 )
