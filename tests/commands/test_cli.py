@@ -503,14 +503,18 @@ BAD_TRAIN: dict[str, tuple[list[str], list[str]]] = {
     "config without a name": (["-config_path", ""], ["-config_path", "YAML file is needed"]),
     "a task of another domain": (["-env_name", "walker_walk"], ["it is a task of pwm_dmc/"]),
     "a config of another domain": (
-        ["-config_path", "config_files/dmc_tiny.yaml"],
+        [
+            "-config_path",
+            "config_files/dmc_tiny.yaml",
+            *flags("JointTrainAgent={BufferWarmUp: 256, SampleMaxSteps: 300}"),
+        ],
         ["'suite'", "config_files/dmc_tiny.yaml is a config of pwm_dmc/"],
     ),
     "an action held for long": (flags("BasicSettings.FrameSkip=1000"), ["FrameSkip", "at most"]),
     "too many environments": (
         flags(
-            "JointTrainAgent={NumEnvs: 10000000, BufferWarmUp: 320000000}",
-            "JointTrainAgent={SampleMaxSteps: 330000000, BufferMaxLength: 330000000}",
+            "JointTrainAgent={NumEnvs: 10000000, BufferWarmUp: 640000000}",
+            "JointTrainAgent={SampleMaxSteps: 650000000, BufferMaxLength: 650000000}",
         ),
         ["JointTrainAgent.NumEnvs = 10000000 is too many", "GB"],
     ),
