@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The tasks that a domain is measured on.
+    """The tasks of a domain's benchmark.
 
-    A short name, such as ``Pong``, is what sweeps and run names use; the full one, such as
-    ``ALE/Pong-v5``, is what ``-env_name`` takes.
+    Sweeps and the names of runs use a task's short name, such as ``Pong``. The flag ``-env_name``
+    takes the full name, such as ``ALE/Pong-v5``.
 
     Attributes:
         lists: named lists of short names; ``all`` is the whole benchmark.
-        full_name: short or full name -> the full one.
-        short_name: short or full name -> the short one.
-        title: what people call it, for reports.
-        score_name: what an episode's return is called.
-        frame_name: what ``FrameSkip`` counts, in the plural.
-        full_score: the most that an episode can return, which scores are divided by; None where
-            published random and human scores normalise them.
-        budget: short name and observation type -> the benchmark's environment steps (frames,
-            simulator steps), or None where the full config says how long a run is.
+        full_name: (short or full name) -> the full name.
+        short_name: (short or full name) -> the short name.
+        title: the benchmark's name in reports.
+        score_name: the name of an episode's return.
+        frame_name: the plural name of the steps that ``FrameSkip`` counts.
+        full_score: the largest return of an episode, by which scores are divided; None if published
+            random and human scores normalise them.
+        budget: (short name, observation type) -> the benchmark's environment steps (frames or
+            simulator steps); None if the full config has the length of a run.
     """
 
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Domain:
     """A family of environments, and the parts of PaMoRL that are special to it.
 
     Attributes:
-        name: the package is ``pwm_<name>``; also in messages, score files and the tracker.
+        name: the name in messages, score files and the tracker; the package is ``pwm_<name>``.
         defaults: path of the domain's full config, on which its other configs are based.
         example_task: name of a task, for the help text.
         check_task: raises UserError for a task or a config that the domain does not support.
@@ -64,12 +64,12 @@ class Domain:
         make_world_model: (config, environments) -> the world model.
         make_actor_critic: (config, environments) -> actor and critic.
         protocol: (config) -> the protocol's settings, for the score files.
-        quick_task: the task of ``./train.sh`` when none is named; None means ``example_task``.
-        env_bytes: (config) -> bytes of memory that one more environment takes, as measured.
+        quick_task: the default task of ``./train.sh``; None means ``example_task``.
+        env_bytes: (config) -> measured bytes of memory per environment.
         resolve: (config, task) -> the config after filling in the settings that depend on the task.
         add_arguments: adds the domain's own flags.
         overrides: (parsed arguments) -> the ``-set`` overrides that those flags stand for.
-        benchmark: the tasks that the domain is measured on, for sweeps and reports.
+        benchmark: the tasks of the domain's benchmark, for sweeps and reports.
     """
 
     name: str
@@ -90,8 +90,12 @@ class Domain:
 
 
 def make_domain(name: str, **special: Any) -> Domain:
-    """The domain of the package ``pwm_<name>``, whose modules have the names that every domain's
-    have; ``special`` are the attributes that have no default, or another value."""
+    """The domain of the package ``pwm_<name>``, whose modules have the usual names.
+
+    Args:
+        name: of the domain.
+        special: attributes of :class:`Domain` that do not follow from the name.
+    """
     package = f"pwm_{name}"
     return Domain(
         name=name,
@@ -109,7 +113,7 @@ def make_domain(name: str, **special: Any) -> Domain:
 def _deferred(module: str, name: str) -> Callable[..., Any]:
     """The function ``name`` of ``module``, which is imported when the function is first called.
 
-    Environments and networks take seconds to import; a wrong flag is reported before that.
+    Importing environments and networks takes seconds, and wrong flags are reported before that.
     """
 
     def call(*arguments: Any, **keywords: Any) -> Any:
@@ -119,14 +123,15 @@ def _deferred(module: str, name: str) -> Callable[..., Any]:
 
 
 def check_task(domain: Domain, config: Config, task: str, config_path: str | None = None) -> None:
-    """Refuse a task or a config that ``domain`` does not know.
+    """Check that ``domain`` supports the task and the config.
 
     Args:
         config: the resolved config.
-        config_path: the file that it comes from, if one was named.
+        config_path: the file that the user gave for it, if any.
 
     Raises:
-        UserError: says whose the task or the file is, where another domain knows it.
+        UserError: it does not. If another domain supports the task or the file, the message names
+            that domain.
     """
     try:
         domain.check_task(config, task)
@@ -135,7 +140,7 @@ def check_task(domain: Domain, config: Config, task: str, config_path: str | Non
 
 
 def _whose(domain: Domain, task: str, config_path: str | None) -> str:
-    """A hint at the domain that knows what ``domain`` does not, or an empty string."""
+    """A hint at another domain that supports the task or the file, or an empty string."""
     for other in map(find_domain, domain_names()):
         if other.name == domain.name:
             continue
@@ -148,7 +153,7 @@ def _whose(domain: Domain, task: str, config_path: str | None) -> str:
 
 
 def _accepts(domain: Domain, config_path: str, task: str) -> bool:
-    """Whether ``domain`` can train ``task`` with that file."""
+    """Whether ``domain`` can train ``task`` with the config file at ``config_path``."""
     try:
         domain.check_task(load_config(config_path, defaults=domain.defaults), task)
     except (UserError, ImportError):  # the other domain's simulator may be missing
@@ -157,7 +162,7 @@ def _accepts(domain: Domain, config_path: str, task: str) -> bool:
 
 
 def domain_names() -> list[str]:
-    """The names of all domains: those of the packages ``pwm_<name>`` beside this one."""
+    """The names of all domains, from the packages ``pwm_<name>`` next to this package."""
     found = REPOSITORY.glob("pwm_*/train.py")
     names = sorted(path.parent.name.removeprefix("pwm_") for path in found)
     return [name for name in names if name != "core"]

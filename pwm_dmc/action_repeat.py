@@ -1,4 +1,4 @@
-"""How long an action is held, by task: what ``FrameSkip: task`` stands for."""
+"""The number of simulator steps per action that ``FrameSkip: task`` stands for."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ACTION_REPEATS = {
     "finger": 2,
     "walker": 2,
 }
-"""Simulator steps that an action is held for, by domain: those of PlaNet (Hafner et al., 2019)."""
+"""Simulator steps per action, by dm_control's domains, as in PlaNet (Hafner et al., 2019)."""
 
 OTHER_REPEATS = 4
-"""Of the domains that PlaNet did not try: that of CURL (Laskin et al., 2020)."""
+"""Simulator steps per action of all other domains, as in CURL (Laskin et al., 2020)."""
 
 
 def action_repeat(task: str) -> int:
@@ -28,7 +28,7 @@ def action_repeat(task: str) -> int:
 
 
 def resolve(config: Config, task: str) -> Config:
-    """``config`` with a number for ``FrameSkip: task``."""
+    """``config`` with the task's number in place of ``FrameSkip: task``."""
     basic = config.BasicSettings
     if basic.FrameSkip != "task":
         return config

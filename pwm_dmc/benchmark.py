@@ -1,4 +1,4 @@
-"""The 16 tasks of the published table, and how long each is trained."""
+"""The 16 tasks of the published table, and the training budget of each."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ LONG_TASKS = (
 
 
 def budget(task: str, obs_type: str) -> int:
-    """Simulator steps of the published table: 100k from proprioception, 200k from pixels, each
-    twice for :data:`LONG_TASKS`."""
+    """Simulator steps of a run in the published table.
+
+    They are 100k from proprioception and 200k from pixels, and twice as many for
+    :data:`LONG_TASKS`.
+    """
     return {"proprio": 100_000, "visual": 200_000}[obs_type] * (1 + (task in LONG_TASKS))
 
 
 def short_name(task: str) -> str:
-    """``ball_in_cup_catch`` -> ``cup_catch``, as published tables have it."""
+    """The name in published tables: ``ball_in_cup_catch`` -> ``cup_catch``."""
     return task.replace("ball_in_cup_", "cup_")
 
 

@@ -30,7 +30,10 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def env_bytes(config: Config) -> int:
-    """Measured with 32 quadrupeds and 32 walkers; drawing takes most of it."""
+    """Bytes of memory per environment, measured with 32 quadrupeds and 32 walkers.
+
+    Rendering takes most of them.
+    """
     return 12_000_000 if config.BasicSettings.ObsType == "proprio" else 90_000_000
 
 

@@ -89,13 +89,13 @@ def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) ->
 
 
 def read_video(video: Path | bytes) -> tuple[np.ndarray, float]:
-    """All frames of a video, (T, H, W, 3) uint8, and the frames per second.
+    """All frames of a video, (T, height, width, 3) uint8, and the frames per second.
 
     Args:
-        video: the file, or what it holds.
+        video: path of the file, or its content.
 
     Raises:
-        OSError: the file is missing, or is no video.
+        OSError: the file is missing or is not a video.
     """
     import av
 

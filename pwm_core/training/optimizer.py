@@ -107,7 +107,7 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`, also for a state written on another device."""
         self.adamw.load_state_dict(state["optimizer"])
-        for group in self.adamw.param_groups:  # the state brings that of its own device
+        for group in self.adamw.param_groups:  # the state has the flag of another device
             group["capturable"] = self._capturable
         for name in ("skipped", "in_a_row", "longest"):
             getattr(self, name).copy_(state[name])

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pwm_core.config import REPOSITORY
+from pwm_core.paths import REPOSITORY
+from tests.helpers_runs import MODELS, flags
 
 SETTINGS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = SETTINGS["tool"]["setuptools"]
@@ -44,15 +45,17 @@ def test_an_installed_command_finds_its_configs_and_writes_where_it_is_called(
     work = tmp_path / "work"
     work.mkdir()
 
+    environment = {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-O", "-m", *command], cwd=work, env={"PYTHONPATH": str(installed)},
-            capture_output=True, text=True, timeout=200,
+            [sys.executable, "-O", "-m", *command], cwd=work, env=environment,
+            capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
-    keys = ["JointTrainAgent={SampleMaxSteps: 1002, EvalEpisodes: 1}", "Models.Hidden=32"]
-    flags = [part for key in keys for part in ("-set", key)]
-    command = ["-n", "run", "-env_name", "ALE/Pong-v5", "-device", "cpu", "-logger", "none", *flags]
+    short = flags(*MODELS, "JointTrainAgent={SampleMaxSteps: 102, BufferWarmUp: 100}")
+    short += flags("JointTrainAgent.EvalEpisodes=1")
+    command = ["-n", "run", "-env_name", "ALE/Pong-v5", "-device", "cpu", "-logger", "none", *short]
     done = run("pwm_atari.train", *command, "-config_path", "config_files/atari_tiny.yaml")
     assert done.returncode == 0, done.stderr
     done = run("pwm_atari.eval", "-n", "run", "-device", "cpu")

@@ -6,19 +6,14 @@ import numpy as np
 import pytest
 
 from pwm_core.envs import episode_seed
+from pwm_dmc.benchmark import BENCHMARK
 
 with pytest.MonkeyPatch.context() as _patch:
     _patch.setenv("MUJOCO_GL", "disabled")
     from dm_control import suite
 
-PUBLISHED_TASKS = (
-    *("cartpole_balance", "cartpole_balance_sparse", "cartpole_swingup", "cup_catch"),
-    *("finger_spin", "pendulum_swingup", "reacher_easy", "reacher_hard"),
-    *("cartpole_swingup_sparse", "cheetah_run", "finger_turn_easy", "finger_turn_hard"),
-    *("hopper_hop", "hopper_stand", "quadruped_run", "quadruped_walk"),
-)
-"""The tasks of the published results. Two are not in ``suite.BENCHMARKING``, and one has another
-name there."""
+PUBLISHED_TASKS = BENCHMARK.lists["all"]
+"""Two of them are not in ``suite.BENCHMARKING``, and one has another name there."""
 BENCHMARK_TASKS = tuple(f"{domain}_{task}" for domain, task in suite.BENCHMARKING)
 
 
