@@ -126,10 +126,10 @@ def _bytes(tree: Any) -> int:
 
 
 def measured_disk(plan: Plan, run: Run) -> Disk:
-    """From the model and one transition of the task, which are made for it.
+    """At most, from the model and one transition of the task, which are made for it.
 
-    Two points are kept to go on from, each with the weights and an optimiser's two moments of every
-    weight; the replay lies beside them once.
+    Two points are kept to continue from, one when the run is done. Each has the weights and an
+    optimiser's two moments of every weight; the replay lies beside them once, and is deflated.
 
     Raises:
         UserError: the environment cannot be made on this machine.
@@ -146,7 +146,8 @@ def measured_disk(plan: Plan, run: Run) -> Disk:
     finally:
         env.close()
     kept = plan.sweep.keep or _checkpoints(config, run.steps)
-    return Disk(max(kept, 2) * weights + 2 * 2 * weights + replay, kept * weights)
+    training = max(kept, 2) * weights + 2 * 2 * weights + replay
+    return Disk(training, kept * weights + 2 * weights + replay)
 
 
 def _checkpoints(config: Config, steps: int) -> int:

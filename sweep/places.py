@@ -54,9 +54,9 @@ class Places:
         return _numbers(self.run(run) / "resume", ".json")
 
     def trained(self, run: str, steps: int) -> bool:
-        """Whether the run has come to its end."""
-        done = self.checkpoints(run)
-        return not self.points(run) and bool(done) and done[-1] >= steps
+        """Whether the run has trained ``steps`` steps and written its last checkpoint."""
+        done, points = self.checkpoints(run), self.points(run)
+        return bool(done) and done[-1] >= steps and (not points or points[-1] >= steps)
 
     def scored(self, run: str, steps: int) -> bool:
         """Whether there is a score of the run's last step, and the JSON that explains it."""

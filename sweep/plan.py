@@ -11,6 +11,7 @@ from pwm_core.config import REPOSITORY, Config
 from pwm_core.config_file import find_config, leaves, load_config
 from pwm_core.domain import Domain
 from pwm_core.errors import UserError, closest
+from pwm_core.runs.run_folder import EXTENDABLE, RunFolder
 from sweep.domains import expand, find_domain
 from sweep.places import Places
 from sweep.run import Run
@@ -32,8 +33,8 @@ class Plan:
         return config.model_copy(update={"BasicSettings": basic})
 
 
-def agent_frame_skip(config: Config, env_name: str) -> int:
-    """Environment steps of one agent step of that task."""
+def agent_frame_skip(config: Config) -> int:
+    """Environment steps of one agent step, of a config that was resolved for its task."""
     return int(config.BasicSettings.FrameSkip)
 
 
@@ -56,7 +57,7 @@ def _budget_overrides(budget: int | str, domain: Domain, task: str, config: Conf
         frames = domain.benchmark.budget(task, config.BasicSettings.ObsType)
     if frames in (None, "config"):
         return []
-    steps = int(frames) // agent_frame_skip(config, domain.benchmark.full_name(task))
+    steps = int(frames) // agent_frame_skip(config)
     return [f"JointTrainAgent.{key}={steps}" for key in ("SampleMaxSteps", "BufferMaxLength")]
 
 
@@ -71,12 +72,14 @@ def _kind(
     changes = _changes(sweep, variant, task)
     path = find_config(_last([change.config for change in changes]) or domain.defaults).resolve()
     given = [flag for change in changes for flag in as_flags(change.overrides)]
+    env_name = domain.benchmark.full_name(task)
     config = load_config(path, defaults=domain.defaults, overrides=given)
-    domain.check_task(config, domain.benchmark.full_name(task))
+    domain.check_task(config, env_name)
+    config = domain.resolve(config, env_name)
     budget = _last([change.budget for change in changes])
     overrides = [*_budget_overrides(budget, domain, task, config), *given]
     config = load_config(path, defaults=domain.defaults, overrides=overrides)
-    return path, tuple(overrides), config
+    return path, tuple(overrides), domain.resolve(config, env_name)
 
 
 def _check_per_task(sweep: Sweep, tasks: list[str]) -> None:
@@ -131,7 +134,7 @@ def _make_run(
         config=str(path),
         overrides=overrides,
         steps=config.JointTrainAgent.SampleMaxSteps,
-        frame_skip=agent_frame_skip(config, env_name),
+        frame_skip=agent_frame_skip(config),
     )
 
 
@@ -153,19 +156,19 @@ def _chosen(runs: list[Run], only: list[str]) -> list[Run]:
 
 
 def _differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Keys that both have and that differ: a key only one has is another version's."""
+    """Keys that both have and that differ: a key only one has is another version's. A run may be
+    made longer."""
     before = leaves(was)
     return [
         f"{key} was {before[key]} and is {value}"
         for key, value in leaves(now).items()
         if key in before and before[key] != value
+        if key not in EXTENDABLE or before[key] > value
     ]
 
 
 def other_settings(plan: Plan, run: Run, places: Places) -> str:
     """Why the scores or the run folder of that name cannot be this run's; empty where they can."""
-    from pwm_core.runs.run_folder import RunFolder
-
     config = plan.config(run).model_dump(mode="json")
     scores = places.scores(run.name)
     found = scores.get("config")

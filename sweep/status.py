@@ -167,14 +167,15 @@ def _say_time(
 
 
 def _say_disk(screen: Console, plan: Plan, starting: Sequence[Run]) -> None:
-    disks: dict[str, Disk | str] = {}
+    disks: dict[tuple[str, int], Disk | str] = {}
     for run in starting:
-        if run.variant not in disks:
-            disks[run.variant] = try_disk(plan, run)
-    known = [found for run in starting if isinstance(found := disks[run.variant], Disk)]
+        if (run.variant, run.steps) not in disks:
+            disks[run.variant, run.steps] = try_disk(plan, run)
+    found = [disks[run.variant, run.steps] for run in starting]
+    known = [disk for disk in found if isinstance(disk, Disk)]
     if known:
         screen.print(
-            f"disk: {size(max(d.training for d in known))} for a run while it trains, "
+            f"disk: at most {size(max(d.training for d in known))} for a run while it trains, "
             f"{size(sum(d.kept for d in known))} for all when they are done"
         )
     for reason in {found for found in disks.values() if isinstance(found, str)}:

@@ -33,7 +33,11 @@ SMALL = {
 DMC = {
     "domain": "dmc",
     "config": "config_files/dmc_tiny.yaml",
-    "overrides": {**SMALL, "BasicSettings.ObsType": "proprio", "JointTrainAgent.NumEnvs": 2},
+    "overrides": {
+        **SMALL,
+        **{"BasicSettings.ObsType": "proprio", "BasicSettings.FrameSkip": 8},
+        "JointTrainAgent.NumEnvs": 2,
+    },
 }
 ATARI = {
     "domain": "atari",

@@ -97,6 +97,14 @@ def test_a_budget_counts_the_action_repeat(tmp_path: Path) -> None:
     assert (run.steps, run.frame_skip) == (25_000, 4)
 
 
+def test_a_budget_counts_the_tasks_own_action_repeat(tmp_path: Path) -> None:
+    own = {"BasicSettings.FrameSkip": "task", "BasicSettings.ObsType": "proprio"}
+    keys = {"domain": "dmc", "tasks": ["cartpole_balance", "cup_catch"], "budget": "benchmark"}
+    runs = plan_of(tmp_path, **keys, seeds=1, overrides=own).runs
+    assert [run.steps * run.frame_skip for run in runs] == [100_000, 100_000]
+    assert runs[0].frame_skip != runs[1].frame_skip
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -232,6 +240,14 @@ def test_results_of_other_settings_are_not_taken_for_a_run(tmp_path: Path, place
     assert not places.runs.exists()
 
 
+def test_a_longer_sweep_may_extend_a_run_but_not_shorten_it(tmp_path: Path, places: Places) -> None:
+    plan = plan_of(tmp_path, config="config_files/atari_tiny.yaml")
+    leave_results(places, plan, plan.runs[0].steps)
+    for budget, allowed in ((40_000, True), (4_000, False)):
+        other = plan_of(tmp_path, config="config_files/atari_tiny.yaml", budget=budget)
+        assert (other_settings(other, other.runs[0], places) == "") == allowed
+
+
 def test_speed_comes_from_runs_of_the_same_cost(tmp_path: Path, places: Places) -> None:
     plan = plan_of(tmp_path)
     assert measured_speed(plan, plan.runs[0], places) is None
@@ -247,8 +263,8 @@ def test_disk_is_that_of_weights_optimisers_and_replay(tmp_path: Path) -> None:
     keys = {"config": "config_files/atari_tiny.yaml", "keep": 3}
     plan = plan_of(tmp_path, **keys)
     disk = measured_disk(plan, plan.runs[0])
-    weights = disk.kept / 3
     replay = plan.runs[0].steps * (64 * 64 * 3 + 8 + 4 + 1 + 1)
+    weights = (disk.kept - replay) / 5
     assert disk.training == pytest.approx(7 * weights + replay)
     assert 1e6 < weights < 2e7
 
