@@ -119,7 +119,7 @@ class ActorCritic(nn.Module):
         entropy = policy.entropy(output)  # (N, H)
 
         returns = self._returns(trajectory, value, log_prob)
-        critic_error = self._critic_error(trajectory, logits[:, :-1], returns, log_prob)
+        critic_error = self._critic_error(trajectory, logits, returns, log_prob)
         scale = self.return_scale(returns)
         advantage = (returns - value[:, :-1]) / scale
         if again:
@@ -149,11 +149,11 @@ class ActorCritic(nn.Module):
     def _critic_error(
         self, trajectory: Trajectory, logits: Tensor, returns: Tensor, log_prob: Tensor
     ) -> Tensor:
-        """Cross-entropy (N, H) of the critic's ``logits`` (N, H, C) with its return targets."""
-        error = self.two_hot.loss(logits, returns)
+        """Cross-entropy (N, H) of the critic's ``logits`` (N, H+1, C) with its return targets."""
+        error = self.two_hot.loss(logits[:, :-1], returns)
         if self.slow_critic is not None:
             slow_returns = self._returns(trajectory, self._slow_value(trajectory), log_prob)
-            error = error + self.two_hot.loss(logits, slow_returns)
+            error = error + self.two_hot.loss(logits[:, :-1], slow_returns)
         return error
 
     @torch.no_grad()
