@@ -48,9 +48,9 @@ def test_jobs_that_are_interrupted_go_on_exactly(
     cluster.ask("scontrol", "requeue", sweeps.ticket("Pong-seed1")["job"])
     wait_for(lambda: sweeps.has_point("Boxing-seed1"), 120)
     os.kill(sweeps.trainer("Boxing-seed1"), signal.SIGKILL)
-    wait_for(lambda: sweeps.log("Boxing-seed1").count("going on from step") >= 1, 60)
+    wait_for(lambda: sweeps.log("Boxing-seed1").count("continuing from step") >= 1, 60)
 
-    wait_for(lambda: "going on from step" in sweeps.log("reacher_easy-seed1"), 180)
+    wait_for(lambda: "continuing from step" in sweeps.log("reacher_easy-seed1"), 180)
     wait_for(lambda: last_step(sweeps.run("reacher_easy-seed1")) > 0)
     node = ("scontrol", "update", f"nodename={cluster.host}")
     cluster.ask(*node, "state=down", "reason=test")
@@ -99,7 +99,7 @@ def test_jobs_are_packed_cancelled_killed_and_given_up(
     assert "1 failed, 1 stopped" in sweeps.sweep(file, "--status")
 
     assert "1 stopped; submitted 1 jobs" in sweeps.sweep(file, "--only", "cartpole*")
-    wait_for(lambda: "going on from step" in sweeps.log("cartpole_balance-seed1"), 60)
+    wait_for(lambda: "continuing from step" in sweeps.log("cartpole_balance-seed1"), 60)
     cluster.ask(
         "scancel", "--signal=KILL", "--full", sweeps.ticket("cartpole_balance-seed1")["job"]
     )
