@@ -13,7 +13,7 @@ from tests.helpers_runs import RunTree, assert_same_run, last_step, wait_for
 from tests.helpers_sweeps import ATARI, DMC, SweepTree, uninterrupted
 from tests.slurm.cluster import Cluster
 
-GAME_STEPS, TASK_STEPS, LONG_STEPS, PACK_STEPS = 420, 600, 3200, 1500
+GAME_STEPS, TASK_STEPS, LONG_STEPS, PACK_STEPS, SPARE_STEPS = 420, 600, 3200, 3000, 1500
 LONG = {"JointTrainAgent.SampleMaxSteps": LONG_STEPS, "JointTrainAgent.TrainModelEverySteps": 1}
 """Overrides of a run that takes longer than the time limit of a minute."""
 
@@ -116,16 +116,16 @@ def test_a_job_that_is_preempted_is_warned_and_goes_on_exactly(
     cluster: Cluster, sweeps: SweepTree, tree: RunTree
 ) -> None:
     file = sweeps.write(
-        "spare", DMC, PACK_STEPS, tasks="cartpole_balance", resources={"partition": "spare"}
+        "spare", DMC, SPARE_STEPS, tasks="cartpole_balance", resources={"partition": "spare"}
     )
     sweeps.sweep(file)
     wait_for(lambda: sweeps.has_point("cartpole_balance-seed1"), 120)
     cluster.ask("sbatch", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 1")
     wait_until_over(cluster, 200)
-    sweeps.assert_done("cartpole_balance-seed1", PACK_STEPS, frame_skip=8)
+    sweeps.assert_done("cartpole_balance-seed1", SPARE_STEPS, frame_skip=8)
     (log,) = sweeps.root.glob("ckpt/.sweeps/spare/*/*_log.out")
     assert "the job is queued again" in log.read_text()
-    whole = uninterrupted(tree, DMC, "cartpole_balance", 1, PACK_STEPS)
+    whole = uninterrupted(tree, DMC, "cartpole_balance", 1, SPARE_STEPS)
     assert_same_run(sweeps.run("cartpole_balance-seed1"), whole)
 
 
