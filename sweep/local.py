@@ -67,16 +67,16 @@ def run_here(sweep: Sweep, look: Callable[[], Sequence[RunState]], work: Work) -
             f"{about.get('host', '?')}; --status shows how far it is"
         )
     with lock:
+        host, process = socket.gethostname(), os.getpid()
+        about = {"host": host, "process": process, "token": work.token}
+        file = places.sweep(sweep.name) / "local.json"
+        write_json(file, about | {"runs": []})  # not those of the process before
         states = look()
         runs = to_start(states)
         print(f"{len(states)} runs: {counts(states)}; starting {len(runs)}", flush=True)
         if not runs:
             return
-        host, process = socket.gethostname(), os.getpid()
-        about = {"host": host, "process": process, "token": work.token}
-        write_json(
-            places.sweep(sweep.name) / "local.json", about | {"runs": [run.name for run in runs]}
-        )
+        write_json(file, about | {"runs": [run.name for run in runs]})
         slots = make_slots(sweep.resources)
         share = f"{slots[0].threads} threads" + (" on a GPU" if slots[0].environ else "")
         print(f"{len(slots)} at a time with {share} each", flush=True)

@@ -13,7 +13,7 @@ from tests.helpers_runs import RunTree, assert_same_run, last_step, wait_for
 from tests.helpers_sweeps import ATARI, DMC, SweepTree, uninterrupted
 from tests.slurm.cluster import Cluster
 
-GAME_STEPS, TASK_STEPS, LONG_STEPS, PACK_STEPS = 420, 600, 3200, 1500
+GAME_STEPS, TASK_STEPS, LONG_STEPS, PACK_STEPS, SPARE_STEPS = 420, 600, 3200, 3000, 1500
 LONG = {"JointTrainAgent.SampleMaxSteps": LONG_STEPS, "JointTrainAgent.TrainModelEverySteps": 1}
 """Overrides of a run that takes longer than the time limit of a minute."""
 
@@ -48,9 +48,9 @@ def test_jobs_that_are_interrupted_go_on_exactly(
     cluster.ask("scontrol", "requeue", sweeps.ticket("Pong-seed1")["job"])
     wait_for(lambda: sweeps.has_point("Boxing-seed1"), 120)
     os.kill(sweeps.trainer("Boxing-seed1"), signal.SIGKILL)
-    wait_for(lambda: sweeps.log("Boxing-seed1").count("going on from step") >= 1, 60)
+    wait_for(lambda: sweeps.log("Boxing-seed1").count("continuing from step") >= 1, 60)
 
-    wait_for(lambda: "going on from step" in sweeps.log("reacher_easy-seed1"), 180)
+    wait_for(lambda: "continuing from step" in sweeps.log("reacher_easy-seed1"), 180)
     wait_for(lambda: last_step(sweeps.run("reacher_easy-seed1")) > 0)
     node = ("scontrol", "update", f"nodename={cluster.host}")
     cluster.ask(*node, "state=down", "reason=test")
@@ -99,7 +99,7 @@ def test_jobs_are_packed_cancelled_killed_and_given_up(
     assert "1 failed, 1 stopped" in sweeps.sweep(file, "--status")
 
     assert "1 stopped; submitted 1 jobs" in sweeps.sweep(file, "--only", "cartpole*")
-    wait_for(lambda: "going on from step" in sweeps.log("cartpole_balance-seed1"), 60)
+    wait_for(lambda: "continuing from step" in sweeps.log("cartpole_balance-seed1"), 60)
     cluster.ask(
         "scancel", "--signal=KILL", "--full", sweeps.ticket("cartpole_balance-seed1")["job"]
     )
@@ -116,16 +116,16 @@ def test_a_job_that_is_preempted_is_warned_and_goes_on_exactly(
     cluster: Cluster, sweeps: SweepTree, tree: RunTree
 ) -> None:
     file = sweeps.write(
-        "spare", DMC, PACK_STEPS, tasks="cartpole_balance", resources={"partition": "spare"}
+        "spare", DMC, SPARE_STEPS, tasks="cartpole_balance", resources={"partition": "spare"}
     )
     sweeps.sweep(file)
     wait_for(lambda: sweeps.has_point("cartpole_balance-seed1"), 120)
     cluster.ask("sbatch", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 1")
     wait_until_over(cluster, 200)
-    sweeps.assert_done("cartpole_balance-seed1", PACK_STEPS, frame_skip=8)
+    sweeps.assert_done("cartpole_balance-seed1", SPARE_STEPS, frame_skip=8)
     (log,) = sweeps.root.glob("ckpt/.sweeps/spare/*/*_log.out")
     assert "the job is queued again" in log.read_text()
-    whole = uninterrupted(tree, DMC, "cartpole_balance", 1, PACK_STEPS)
+    whole = uninterrupted(tree, DMC, "cartpole_balance", 1, SPARE_STEPS)
     assert_same_run(sweeps.run("cartpole_balance-seed1"), whole)
 
 

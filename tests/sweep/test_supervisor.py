@@ -8,20 +8,25 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pwm_core.errors import UserError
 from sweep import supervisor as module
 from sweep.children import Slot, Work, environment, last_error
-from sweep.places import Places, read_json
+from sweep.local import run_here
+from sweep.places import Places, read_json, write_json
 from sweep.records import Records, lock_is_held, take_lock
 from sweep.run import Run
+from sweep.schema import Sweep
 from sweep.slurm_job import make_slots
+from sweep.states import Observer
 from sweep.supervisor import Outcome, Supervisor
 from tests.helpers_runs import wait_for
 
-STEPS = 3
+STEPS = 9
 TRAIN = """
 import json, os, pathlib, signal, sys, time
 name = sys.argv[sys.argv.index("-n") + 1]
@@ -82,6 +87,15 @@ class Toy:
 
 
 @pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Leaves the handlers of signals as they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorter pauses than a day-long training deserves."""
     monkeypatch.setattr(module, "PAUSE", 0.01)
@@ -138,6 +152,18 @@ def test_a_train_that_ends_well_and_leaves_nothing_is_a_failure(tmp_path: Path) 
     toy = Toy(tmp_path / "toy", "sys.exit(0)")
     assert toy.run("a").failed == ["a"]
     assert "is not there" in toy.records.read("a").error
+
+
+def test_a_local_sweep_does_not_wait_for_the_process_before_it(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "toy", "sys.exit(3)")
+    sweep = Sweep(name="toys", domain="toy", seeds=(1,), resources={"side_by_side": 1})
+    runs = [waiting.run for waiting in toy.supervisor("a", "b")._waiting]
+    before = {"host": "vm", "process": 1, "token": "zero", "runs": ["a", "b"]}
+    write_json(toy.places.sweep("toys") / "local.json", before)
+    for token in ("one", "two"):
+        with pytest.raises(UserError, match="failed: a, b"):
+            run_here(sweep, lambda: Observer(toy.places, {}, "toys").states(runs), toy.work(token))
+    assert len(toy.calls("a")) == len(toy.calls("b")) == 4
 
 
 WAITS = """
