@@ -44,10 +44,14 @@ def test_jobs_that_are_interrupted_go_on_exactly(
     assert "submitted 0 jobs" in again, again
     assert re.search(r"4 (queued|running)|\d running, \d queued", again)
 
-    wait_for(lambda: sweeps.has_point("Pong-seed1"), 120)
-    cluster.ask("scontrol", "requeue", sweeps.ticket("Pong-seed1")["job"])
-    wait_for(lambda: sweeps.has_point("Boxing-seed1"), 120)
-    os.kill(sweeps.trainer("Boxing-seed1"), signal.SIGKILL)
+    left = {"Pong-seed1", "Boxing-seed1"}
+    while left:  # each as soon as it has a checkpoint, or it might be done by then
+        ready = wait_for(lambda: [run for run in left if sweeps.has_point(run)], 120)[0]
+        left.remove(ready)
+        if ready == "Boxing-seed1":
+            os.kill(sweeps.trainer(ready), signal.SIGKILL)
+        else:
+            cluster.ask("scontrol", "requeue", sweeps.ticket(ready)["job"])
     wait_for(lambda: sweeps.log("Boxing-seed1").count("continuing from step") >= 1, 60)
 
     wait_for(lambda: "continuing from step" in sweeps.log("reacher_easy-seed1"), 180)
