@@ -501,7 +501,7 @@ def test_a_run_whose_worker_is_killed_goes_on(tree: RunTree) -> None:
     assert "another takes its place, the episodes it ran are closed" in job.everything
     restarts = [r["Rollout/worker_restarts"] for r in records(run) if "frames" in r]
     assert (restarts[0], restarts[-1]) == (0, 1)
-    assert last_step(run) == 256
+    assert last_step(run) == 260
 
 
 def test_the_lock_is_of_one_process_and_leaves_with_it() -> None:
