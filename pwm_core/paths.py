@@ -1,7 +1,7 @@
-"""Where files are: the project's own (config files) and those that its commands write.
+"""The locations of the project's own files (config files) and of the files that its commands write.
 
-In a checkout the config files are ``config_files/`` at the repository's root. An installed package
-brings the same files inside ``pwm_core``.
+In a checkout the config files are in ``config_files/`` at the repository's root. An installed
+package has the same files inside ``pwm_core``.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class LogDir:
 
 
 def find_logdir(given: str | Path | None = None) -> LogDir:
-    """The folder to write to: ``given`` (the flag ``-logdir``), else the environment variable
-    ``PAMORL_LOGDIR``, else the repository's root, else (installed) the working directory."""
+    """The folder to write to. It is ``given`` (the flag ``-logdir``), else the environment variable
+    ``PAMORL_LOGDIR``, else the repository's root, else (if installed) the working directory."""
     chosen = given or os.environ.get(LOGDIR_VARIABLE)
     if chosen:
         return LogDir(Path(chosen).expanduser().absolute())
