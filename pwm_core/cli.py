@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pwm_core.training.agent import Agent
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers of the system when nothing more can be written."""
+"""The system's error numbers that mean that nothing more can be written."""
 LOGGERS = ("wandb", "tensorboard")
 
 

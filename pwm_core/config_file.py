@@ -20,9 +20,9 @@ from pwm_core.errors import UserError, closest
 from pwm_core.paths import CONFIG_ROOT
 
 MOST_BYTES, MOST_NODES = 1_000_000, 10_000
-"""Largest config file, and most values in it with every alias written out; ours have about 100."""
+"""The largest config file in bytes, and the most values in it with all aliases expanded."""
 MOST_FRAME_SKIP = 100
-"""Frames that an action may be held for: a hundred are 1.7 s of an Atari game."""
+"""The most frames that an action may be held for: 100 frames are 1.7 s of an Atari game."""
 
 
 def _impossible(config: Config) -> Iterable[tuple[str, str]]:

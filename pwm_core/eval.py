@@ -36,7 +36,7 @@ from pwm_core.training.episode_videos import SIZE, Episode, film
 from pwm_core.training.evaluation import play, standard_error
 
 EVALUATION_SEEDS = 2**32
-"""Added to the seed when evaluating, so that no training episode is evaluated on."""
+"""Added to the seed in evaluation, so that no training episode is repeated."""
 
 
 def _trained_with(config: Config) -> dict[str, Any]:

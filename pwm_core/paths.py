@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-"""The repository's root; the packages' folder where the project is installed."""
+"""The repository's root, or the folder of the installed packages."""
 IN_CHECKOUT = (REPOSITORY / "config_files").is_dir()
-"""Whether this code runs from a checkout, and not from an installed package."""
+"""Whether this code runs from a checkout instead of an installed package."""
 CONFIG_ROOT = REPOSITORY if IN_CHECKOUT else Path(__file__).resolve().parent
 """The folder that holds ``config_files/``."""
 LOGDIR_VARIABLE = "PAMORL_LOGDIR"

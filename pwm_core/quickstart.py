@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from pwm_core.runs.run_folder import RunFolder
 
 DOMAIN = "dmc"
-"""The domain when none is named."""
+"""The domain if none is named."""
 SEED = 1
-"""The seed when neither a flag nor a config file of the user's gives one."""
+"""The seed if neither a flag nor the user's config file gives one."""
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, list[str]]:

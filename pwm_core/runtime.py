@@ -235,7 +235,7 @@ def versions() -> dict[str, str]:
 
 
 OWN_OUTPUT = ("eval_result", "benchmarks/results")
-"""Tracked folders that the project itself writes; changes there are no changes of the code."""
+"""Tracked folders that the project itself writes. Changes there do not count as changed code."""
 
 
 def git_commit() -> str | None:

@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 
 STOPPED = 75
-"""Exit status after a signal: a checkpoint was written, ``-resume`` continues (EX_TEMPFAIL)."""
+"""Exit status after a signal: a checkpoint exists, and ``-resume`` continues (EX_TEMPFAIL)."""
 
 
 class StoppedError(Exception):

@@ -40,7 +40,7 @@ from pwm_core.training.trainer import Trainer
 
 NO_LOGGER = "; or use -logger none"
 MUCH_DISK = 1e9
-"""Bytes of weights over a whole run from which on their size is mentioned."""
+"""If the weights of a whole run take more bytes than this, their size is printed."""
 
 
 def train(domain: Domain, argv: Sequence[str] | None = None) -> None:

@@ -18,9 +18,9 @@ from results.scores import Conditions, Score
 from results.style import GREY, INK
 
 WIDTH = 3
-"""Panels beside each other."""
+"""The number of panels in a row."""
 FEW = 30
-"""Episodes below which each is a dot: a line of one point cannot be seen."""
+"""With fewer episodes, each is drawn as a dot, since a line of one point is invisible."""
 
 
 def draw_curves(panel: Panel, findings: Findings) -> Figure:

@@ -19,7 +19,7 @@ from pwm_core.plot import read_metrics
 from results.scores import SEPARATOR, Conditions, conditions_of
 
 POINTS = 40
-"""Windows of equal length that a curve is averaged over."""
+"""The number of windows of equal length over which a curve is averaged."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ RULE = (
     "own setting counts, nearest to the published budget, of most seeds and most episodes."
 )
 PART = ": "
-"""Between a setting's name and the tasks that a row is about."""
+"""Separates a setting's name from the tasks that a row is about."""
 Pairs = dict[tuple[str, str], tuple[Matrix, Matrix]]
 
 

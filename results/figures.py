@@ -22,7 +22,7 @@ from results.shown import counts
 from results.style import GREY, INK, MARKERS, PAPER
 
 FAR = 3.0
-"""Normalised scores beyond which the axis is logarithmic."""
+"""The axis is logarithmic if a normalised score is larger than this."""
 
 
 class Method(NamedTuple):

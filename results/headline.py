@@ -15,7 +15,7 @@ from results.scores import Conditions
 from results.shown import Shown, count, counts, score, spread
 
 MOST_SETTINGS = 2
-"""Of ours beside the published methods; all are in the details."""
+"""How many of our settings the headline shows; the details show all of them."""
 LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿ"
 
 

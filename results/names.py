@@ -31,10 +31,10 @@ IGNORED = (
     "Models.WorldModel.ScanChunk",
     "Models.Agent.ReturnScan",
 )
-"""Keys in which runs of one config may differ."""
+"""Keys that may differ between runs of one config."""
 STEPS, BUFFER = "JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength"
 MOST_SHOWN = 2
-"""Changes of a config that are named; of one with more, a short hash is."""
+"""The most changes that a name lists. A config with more changes gets a short hash."""
 
 
 def telling(config: dict[str, Any]) -> dict[str, Any]:

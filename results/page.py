@@ -17,9 +17,9 @@ from results.videos import KINDS, Video, laid_out
 TITLE = "PaMoRL: results"
 STYLE = Path(__file__).with_name("page.css")
 WIDE = 14
-"""Columns beyond which a table is set smaller."""
+"""A table with more columns is set in smaller type."""
 SHORT = 27
-"""Characters below which a cell is not broken into lines."""
+"""A cell with fewer characters is not broken into lines."""
 NOTES = "Notes: what is left out, missing or apart"
 
 

@@ -23,7 +23,7 @@ from results.settings import (
 from results.videos import Video, find_videos
 
 SAME = 0.05
-"""Share by which our frames may miss a published budget and still be called the same."""
+"""The relative difference up to which our frames count as equal to a published budget."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pwm_core.errors import UserError
 
 FOLDER = REPOSITORY / "eval_result" / "published"
 REFERENCES = ("Random", "Human")
-"""Columns that scores are normalised with; no method's."""
+"""The columns that scores are normalised with; they belong to no method."""
 
 
 class _Model(pydantic.BaseModel):

@@ -18,9 +18,9 @@ from results.style import save
 from results.videos import Video, best_run
 
 ENOUGH = 10
-"""Runs from which on their distribution is worth a figure."""
+"""The smallest number of runs for which their distribution is drawn."""
 MADE = "files.json"
-"""In the report's folder: what the report wrote there, so that the next one can remove it."""
+"""A list of the files that the report wrote, so that the next report can remove them."""
 
 
 @dataclass

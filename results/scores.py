@@ -17,7 +17,7 @@ from results.names import config_name
 
 FIRST_COLUMNS = ["step", "frames", "mean", "std"]
 SEPARATOR = "--"
-"""Between a run's name and the setting of another evaluation than the default one."""
+"""Separates a run's name from the name of an evaluation setting other than the default."""
 
 
 @dataclass(frozen=True, order=True)

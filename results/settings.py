@@ -13,7 +13,7 @@ from results.curves import Curve
 from results.scores import Conditions, Evaluation, Score
 
 COLOURS = ("#2a78d6", "#e0730d", "#179c72", "#b04fc4", "#c9a106", "#d64550", "#4aa7c9", "#8a6d3b")
-"""Of our settings, in every figure; they read on white and on black."""
+"""The colours of our settings in every figure, readable on white and on black."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Result:
 
 
 Results = dict[Conditions, dict[str, Result]]
-"""Way of training -> task -> what counts."""
+"""Way of training -> task -> the result that counts."""
 
 
 def merge_repeats(scores: list[Score], curves: list[Curve]) -> tuple[list[Score], list[Curve]]:

@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 INK, FAINT, PAPER, GREY = "#222323", "#d9dadb", "#fefefd", "#80858c"
 THEMED = {INK: "var(--ink)", FAINT: "var(--faint)", PAPER: "var(--paper)"}
 MARKERS = ("D", "s", "^", "v", "P", "X", "o", "p", "h", "*")
-"""Of published methods."""
+"""The markers of published methods."""
 
 pyplot.rcParams.update(
     {

@@ -39,11 +39,11 @@ KINDS = {
     ),
     "imagination": Kind("imagined by the policy from a real frame on", ("imagined",)),
 }
-"""In this order; the others hold nothing that these do not."""
+"""The kinds of video in the order shown. Other kinds add nothing to these."""
 MOST_BYTES = 40_000_000
-"""Of all videos in one page."""
+"""The largest total size of all videos in one page, in bytes."""
 LEAST = 256
-"""Pixels of the shorter side of a video that is laid out anew."""
+"""Laid-out videos are enlarged until both sides have at least this many pixels."""
 IMAGINED, GAP_COLOUR = (214, 60, 200), (128, 133, 140)
 
 

@@ -31,9 +31,9 @@ from pwm_core.errors import UserError
 from pwm_core.runs.files import numbers, read_tensors, sha256, write_tensors, write_text
 
 POINTS = 2
-"""Points kept: should the newest be damaged, the one before serves."""
+"""The number of points kept. If the newest is damaged, the one before it is used."""
 FILE = re.compile(r"(checkpoints|resume|replay)/[0-9]{9,}(-[0-9]{9,})?\.pt")
-"""What a manifest may name."""
+"""The file names that a manifest may contain."""
 
 
 class Transitions(Protocol):

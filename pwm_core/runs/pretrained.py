@@ -21,7 +21,7 @@ from pwm_core.runs.files import write_tensors
 from pwm_core.runs.run_folder import RunFolder
 
 PRETRAINED = LogDir(REPOSITORY / "pretrained")
-"""Its runs lie in ``pretrained/ckpt/``."""
+"""The folder of published agents. Their runs are in ``pretrained/ckpt/``."""
 ABOUT = ("config.yaml", "run.json")
 
 

@@ -42,7 +42,7 @@ from pwm_core.runs.files import (
 EXTENDABLE = ("JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength")
 """Keys that may be raised when a run continues."""
 NAME_BYTES = 200
-"""Longest name of a run: a file system allows 255 bytes, and score files add to the name."""
+"""The longest name of a run. A file system allows 255 bytes, and score files add a suffix."""
 
 
 def _check_name(name: str) -> str:

@@ -23,11 +23,11 @@ from pwm_core.paths import LogDir, find_logdir
 from pwm_core.runs.files import locked, write_text
 
 DECISIVE = ("protocol_settings", "training")
-"""Entries of a score file's provenance that must be equal for rows to stand in one file."""
+"""Entries of a score file's provenance that must be equal for all rows of one file."""
 NEUTRAL = ("UseAmp", "TF32", "Compile", "Threads")
-"""Keys of BasicSettings that say how numbers are computed and not what is evaluated."""
+"""Keys of BasicSettings that affect how numbers are computed, but not what is evaluated."""
 NAME_BYTES = 30
-"""Longest name of a setting: with the run's name it must fit into a file's."""
+"""The longest name of a setting. With the run's name it must fit into a file name."""
 
 
 @dataclass(frozen=True)
