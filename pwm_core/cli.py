@@ -1,6 +1,6 @@
 """Flags and exit statuses of the commands ``train.py`` and ``eval.py`` of every domain.
 
-Nothing here imports torch: a wrong flag or a wrong config is reported in a fraction of a second.
+Nothing here imports torch, so a wrong flag or config is reported in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ if TYPE_CHECKING:
     from pwm_core.training.agent import Agent
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers of the system when nothing more can be written."""
+"""The system's error numbers that mean that nothing more can be written."""
 LOGGERS = ("wandb", "tensorboard")
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises :class:`UserError` for a bad flag, and accepts flags by their whole name only."""
+    """Raises :class:`UserError` for a bad flag, and accepts flags only by their full name."""
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse for bad flags."""
+        """Raise the error that argparse reports for a bad flag."""
         raise UserError(f"{message}; see {self.prog} -h")
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse does, but ``-nofoo`` is an unknown flag, and not ``-n`` with ``ofoo``."""
+        """Parse as argparse does, but treat ``-nofoo`` as an unknown flag instead of ``-n`` with
+        ``ofoo``."""
         known = self._option_string_actions
         for argument in sys.argv[1:] if args is None else args:
             if argument == "--":
@@ -93,7 +94,7 @@ def _loggers(text: str) -> list[str]:
 
 
 def _add_shared_flags(parser: Parser, domain: Domain, *, named: bool = True) -> None:
-    """The flags that both commands take, the domain's own included.
+    """Add the flags that both commands take, including the domain's own.
 
     Args:
         named: whether the run's name is required.
@@ -201,7 +202,7 @@ def eval_arguments(
 
 
 def overrides(arguments: argparse.Namespace, domain: Domain) -> list[str]:
-    """All ``Section.Key=value`` that the flags stand for; later ones win."""
+    """All ``Section.Key=value`` that the flags stand for. Later ones override earlier ones."""
     seed = [] if arguments.seed is None else [f"BasicSettings.Seed={arguments.seed}"]
     return [*domain.overrides(arguments), *seed, *arguments.set]
 
@@ -210,7 +211,7 @@ def read_config(arguments: argparse.Namespace, domain: Domain) -> Config:
     """The config that the flags of training ask for.
 
     Raises:
-        UserError: a file is missing, a key unknown, a type wrong or a value impossible.
+        UserError: a file is missing, a key is unknown, a type is wrong or a value is impossible.
     """
     from pwm_core.config_file import load_config
 
@@ -225,7 +226,7 @@ def read_config(arguments: argparse.Namespace, domain: Domain) -> Config:
 
 
 def make_agent(domain: Domain, config: Config, env: VectorEnv, device: str) -> Agent:
-    """World model, actor-critic and optimisers on ``device``."""
+    """Make the world model, the actor-critic and the optimisers on ``device``."""
     from pwm_core.runtime import find_device
     from pwm_core.training.agent import Agent
 
@@ -238,8 +239,9 @@ def make_agent(domain: Domain, config: Config, env: VectorEnv, device: str) -> A
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: 0; 2 after bad input (one line on stderr); 75 when a signal ended a
-    training that can be resumed; 130 when something else was interrupted."""
+    """Run a command and exit. The status is 0 after success and 2 after bad input, which prints one
+    line on stderr. It is 75 when a signal ended a training that can be resumed, and 130 when
+    something else was interrupted."""
     try:
         command()
     except StoppedError as stopped:
@@ -271,11 +273,11 @@ def _evaluate(domain: Domain) -> None:
 
 
 def train_command(domain: Domain) -> NoReturn:
-    """``train.py`` of a domain; exits as :func:`run_command` does. Flags and config are read before
-    torch is imported, which takes more than a second."""
+    """Run ``train.py`` of a domain and exit as :func:`run_command` does. Flags and config are read
+    before torch is imported, because the import takes more than a second."""
     run_command(lambda: _train(domain))
 
 
 def eval_command(domain: Domain) -> NoReturn:
-    """``eval.py`` of a domain; exits as :func:`run_command` does."""
+    """Run ``eval.py`` of a domain and exit as :func:`run_command` does."""
     run_command(lambda: _evaluate(domain))

@@ -1,7 +1,7 @@
 """Reading, checking and writing config files.
 
-A domain's full config file (``config_files/atari.yaml``) holds every key and is the base over which
-any other file is laid, so a file need only name what it changes.
+A domain's full config file (``config_files/atari.yaml``) holds every key. Any other file is laid
+over it, so a file needs to name only what it changes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pwm_core.errors import UserError, closest
 from pwm_core.paths import CONFIG_ROOT
 
 MOST_BYTES, MOST_NODES = 1_000_000, 10_000
-"""Largest config file, and most values in it with every alias written out; ours have about 100."""
+"""The largest config file in bytes, and the most values in it with all aliases expanded."""
 MOST_FRAME_SKIP = 100
-"""Frames that an action may be held for: a hundred are 1.7 s of an Atari game."""
+"""The most frames that an action may be held for: 100 frames are 1.7 s of an Atari game."""
 
 
 def _impossible(config: Config) -> Iterable[tuple[str, str]]:
-    """Values that are impossible, alone or together with others: (key, what would be valid)."""
+    """Values that are impossible, alone or in combination: (key, what would be valid)."""
     train, models = config.JointTrainAgent, config.Models
     frame_skip = config.BasicSettings.FrameSkip
     if isinstance(frame_skip, int) and frame_skip > MOST_FRAME_SKIP:
@@ -35,7 +35,7 @@ def _impossible(config: Config) -> Iterable[tuple[str, str]]:
     if height != width or channels not in (1, 3):
         yield "BasicSettings.ObsShape", "must be square with 1 or 3 channels, as (64, 64, 3)"
     shrink, rest = divmod(height, models.WorldModel.MinRes)
-    if rest or shrink < 2 or shrink & (shrink - 1):  # a power of two, at least 2
+    if rest or shrink < 2 or shrink & (shrink - 1):  # it must be a power of two, at least 2
         yield (
             "Models.WorldModel.MinRes",
             f"must be the image height {height} halved one or more times",
@@ -69,7 +69,7 @@ def _impossible(config: Config) -> Iterable[tuple[str, str]]:
 
 
 def find_config(path: str | Path) -> Path:
-    """``path`` as seen from the working directory, else from the project.
+    """``path`` relative to the working directory, or else relative to the project.
 
     Raises:
         UserError: neither exists.
@@ -82,8 +82,8 @@ def find_config(path: str | Path) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would silently take the last, and aliases that
-    stand for more than :data:`MOST_NODES` values."""
+    """Refuses duplicate keys, of which YAML would silently take the last. It also refuses aliases
+    that stand for more than :data:`MOST_NODES` values."""
 
     def get_single_node(self) -> yaml.Node | None:
         root = super().get_single_node()
@@ -102,13 +102,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values ``node`` has when every alias is written out; infinite where it holds itself.
+    """The number of values in ``node`` when every alias is expanded. It is infinite if the node
+    contains itself.
 
     Args:
-        known: the answers so far, by the node's id.
+        known: the results so far, by the node's id.
     """
     if id(node) not in known:
-        known[id(node)] = math.inf  # until it is known: a node that is met again holds itself
+        known[id(node)] = math.inf  # temporary: a node that is met again contains itself
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             children = [part for pair in node.value for part in pair]
@@ -122,10 +123,10 @@ def read_yaml(path: Path, example: str = "config_files/atari.yaml") -> dict[str,
     """The sections of a YAML file.
 
     Args:
-        example: a file that shows the keys, for the message where there are none.
+        example: a file that shows the keys, for the message if the file has none.
 
     Raises:
-        UserError: the file is missing, too large, no YAML, or holds no keys.
+        UserError: the file is missing, too large, not YAML, or holds no keys.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -151,7 +152,7 @@ def _overlay(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
 
 
 def _flag(override: str) -> str:
-    """An override as messages show it."""
+    """An override in the form that messages show."""
     return f"-set {override if len(override) <= 200 else override[:197] + '...'}"
 
 
@@ -187,7 +188,7 @@ def _section_keys(location: tuple[str, ...]) -> list[str]:
 
 
 def _places(name: str, section: type[BaseModel] = Config) -> list[str]:
-    """The dotted keys that end in ``name``, wherever they stand."""
+    """The dotted keys that end in ``name``, in any section."""
     found = [name] if name in section.model_fields else []
     for key, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -196,7 +197,7 @@ def _places(name: str, section: type[BaseModel] = Config) -> list[str]:
 
 
 def _explain(error: pydantic.ValidationError, source: str) -> str:
-    """The first error as one line: file, key, what is wrong, what would be valid."""
+    """The first error as one line: the file, the key, what is wrong and what would be valid."""
     first = error.errors()[0]
     location = tuple(str(part) for part in first["loc"])
     key = ".".join(location)
@@ -231,7 +232,7 @@ def load_config(
     """Read ``path`` over the domain's ``defaults``, then apply ``-set`` overrides.
 
     Raises:
-        UserError: a file is missing, a key unknown, a type wrong or a value impossible.
+        UserError: a file is missing, a key is unknown, a type is wrong or a value is impossible.
     """
     path, overrides = find_config(path), list(overrides)
     content = read_yaml(path)
@@ -241,7 +242,8 @@ def load_config(
     for override in overrides:
         content = _overlay(content, _parse_override(override))
         config = _validate(content, _flag(override))
-    for key, need in _impossible(config):  # after all of them: keys that go together may change
+    # checked after all overrides, because related keys may change together
+    for key, need in _impossible(config):
         named = [_flag(text) for text in overrides if text.partition("=")[0].strip() == key]
         raise UserError(
             f"{[str(path), *named][-1]}: {key} = {_value(config, key)} is impossible: it {need}"

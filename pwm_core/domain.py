@@ -127,11 +127,11 @@ def check_task(domain: Domain, config: Config, task: str, config_path: str | Non
 
     Args:
         config: the resolved config.
-        config_path: the file that the user gave for it, if any.
+        config_path: the config file that the user gave, if any.
 
     Raises:
-        UserError: it does not. If another domain supports the task or the file, the message names
-            that domain.
+        UserError: the domain does not support them. If another domain supports the task or the
+            file, the message names that domain.
     """
     try:
         domain.check_task(config, task)

@@ -36,11 +36,11 @@ from pwm_core.training.episode_videos import SIZE, Episode, film
 from pwm_core.training.evaluation import play, standard_error
 
 EVALUATION_SEEDS = 2**32
-"""Added to the seed when evaluating, so that no training episode is evaluated on."""
+"""Added to the seed in evaluation, so that no training episode is repeated."""
 
 
 def _trained_with(config: Config) -> dict[str, Any]:
-    """What the weights of a run depend on."""
+    """The settings that the weights of a run depend on."""
     basic = config.BasicSettings
     return {"Models": config.Models, "ObsType": basic.ObsType, "ObsShape": basic.ObsShape}
 
@@ -76,10 +76,10 @@ def _evaluation_config(
 def _check_task(
     domain: Domain, folder: RunFolder, about: dict[str, Any], config: Config, task: str
 ) -> None:
-    """Refuse a task or a domain that is not the run's own.
+    """Check that the task and the domain are the run's own.
 
     Raises:
-        UserError: it is another, or unknown.
+        UserError: the task or the domain is another one, or is unknown.
     """
     if about.get("domain") != domain.name:
         raise UserError(f"run {folder.name} is one of {about.get('domain')}, not {domain.name}")
@@ -89,7 +89,7 @@ def _check_task(
 
 
 def evaluate_run(domain: Domain, argv: Sequence[str] | None = None) -> Path:
-    """Evaluate checkpoints of one run, as the flags ``argv`` say; returns the CSV of its scores.
+    """Evaluate checkpoints of one run, as the flags ``argv`` say. Returns the CSV of its scores.
 
     Raises:
         UserError: a flag, the run or the machine does not allow it.
@@ -98,7 +98,7 @@ def evaluate_run(domain: Domain, argv: Sequence[str] | None = None) -> Path:
 
 
 def run(domain: Domain, arguments: argparse.Namespace) -> Path:
-    """Evaluate checkpoints of one run; returns the CSV of its scores.
+    """Evaluate checkpoints of one run. Returns the CSV of its scores.
 
     Args:
         arguments: the flags of evaluation.
@@ -162,7 +162,7 @@ def _play(
     step: int,
     device: torch.device,
 ) -> list[Episode]:
-    """The episodes that the checkpoint of ``step`` plays."""
+    """Play the episodes of the checkpoint of ``step``."""
     seed_everything(settings.seed)
     env = domain.make_env(config, settings.task, settings.envs, settings.seed + EVALUATION_SEEDS)
     try:
@@ -186,7 +186,8 @@ def _film(
     step: int,
     episodes: list[Episode],
 ) -> None:
-    """Film ``episodes``, the first of those evaluated. A note is printed if nothing can render."""
+    """Film ``episodes``, the first of the evaluated ones. A note is printed if nothing can
+    render."""
     basic = config.BasicSettings
     shape = (SIZE, SIZE, basic.ObsShape[2])
     shown = basic.model_copy(update={"ObsType": "visual", "ObsShape": shape})
@@ -209,7 +210,7 @@ def _film(
 
 
 def _provenance(domain: Domain, config: Config, about: dict[str, Any]) -> dict[str, Any]:
-    """What the JSON of a score file holds besides the settings."""
+    """The content of a score file's JSON besides the settings."""
     return {
         "domain": domain.name,
         "protocol_settings": {
@@ -226,8 +227,8 @@ def _provenance(domain: Domain, config: Config, about: dict[str, Any]) -> dict[s
 def record_in_wandb(
     folder: RunFolder, about: dict[str, Any], scores: Path, setting: str = ""
 ) -> None:
-    """Add the rows of ``scores`` to the wandb run that tracked the training, if one did: the
-    newest becomes its summary. A failure is reported and harms nothing.
+    """Add the rows of ``scores`` to the wandb run that tracked the training, if there is one. The
+    newest row becomes the run's summary. A failure is reported and does not stop the command.
 
     Args:
         setting: the name of the evaluation setting, which becomes part of the metrics' names.

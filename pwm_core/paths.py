@@ -1,7 +1,7 @@
-"""Where files are: the project's own (config files) and those that its commands write.
+"""The locations of the project's own files (config files) and of the files that its commands write.
 
-In a checkout the config files are ``config_files/`` at the repository's root. An installed package
-brings the same files inside ``pwm_core``.
+In a checkout the config files are in ``config_files/`` at the repository's root. An installed
+package has the same files inside ``pwm_core``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-"""The repository's root; the packages' folder where the project is installed."""
+"""The repository's root, or the folder of the installed packages."""
 IN_CHECKOUT = (REPOSITORY / "config_files").is_dir()
-"""Whether this code runs from a checkout, and not from an installed package."""
+"""Whether this code runs from a checkout instead of an installed package."""
 CONFIG_ROOT = REPOSITORY if IN_CHECKOUT else Path(__file__).resolve().parent
 """The folder that holds ``config_files/``."""
 LOGDIR_VARIABLE = "PAMORL_LOGDIR"
@@ -38,8 +38,8 @@ class LogDir:
 
 
 def find_logdir(given: str | Path | None = None) -> LogDir:
-    """The folder to write to: ``given`` (the flag ``-logdir``), else the environment variable
-    ``PAMORL_LOGDIR``, else the repository's root, else (installed) the working directory."""
+    """The folder to write to. It is ``given`` (the flag ``-logdir``), else the environment variable
+    ``PAMORL_LOGDIR``, else the repository's root, else (if installed) the working directory."""
     chosen = given or os.environ.get(LOGDIR_VARIABLE)
     if chosen:
         return LogDir(Path(chosen).expanduser().absolute())

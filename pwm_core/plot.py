@@ -1,6 +1,8 @@
-"""Learning curves of runs as a PNG::
+"""Plot learning curves of runs as a PNG::
 
-python -m pwm_core.plot ckpt/<run name> [more runs] -o curve.png
+    python -m pwm_core.plot ckpt/<run name> [more runs] -o curve.png
+
+Every panel shows one quantity against agent steps.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ PANELS = {
 def read_metrics(path: Path, problems: list[str]) -> list[dict[str, float]]:
     """The records of a ``metrics.jsonl``.
 
-    A line that is no record, such as the last one after a crash, is left out and named in
+    A line that is not a record, such as the last one after a crash, is left out and named in
     ``problems``.
     """
     records = []
@@ -42,7 +44,7 @@ def read_metrics(path: Path, problems: list[str]) -> list[dict[str, float]]:
 
 
 def plot(runs: list[Path], output: Path) -> None:
-    """One panel per quantity, one line per run, against agent steps.
+    """Draw one panel per quantity and one line per run, against agent steps.
 
     Raises:
         UserError: a run has no metrics.
@@ -75,7 +77,7 @@ def plot(runs: list[Path], output: Path) -> None:
 
 
 def main() -> None:
-    """Parse the flags, draw, say where."""
+    """Parse the flags, draw the figure and print its path."""
     parser = cli.Parser(description="Learning curves of runs as a PNG.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("-o", "--output", type=Path, default=Path("curve.png"))

@@ -1,11 +1,12 @@
-"""What ``./train.sh`` and ``./eval.sh`` call, with the flags of ``train.py`` and ``eval.py``::
+"""The commands behind ``./train.sh`` and ``./eval.sh``, with the flags of ``train.py`` and
+``eval.py``::
 
     python -m pwm_core.quickstart train [DOMAIN] [flags of train.py]
     python -m pwm_core.quickstart eval [DOMAIN] [flags of eval.py]
 
-To train needs no flag at all: the domain, task, config, seed and name that are not given are chosen
-and reported. After the training comes the evaluation with a video, beside what random play returns,
-and then the curves.
+Training needs no flag at all. The domain, task, config, seed and name that are not given are chosen
+and printed. After training, the agent is evaluated with a video and compared with random play, and
+the curves are drawn.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from pwm_core.runs.run_folder import RunFolder
 
 DOMAIN = "dmc"
-"""The domain when none is named."""
+"""The domain if none is named."""
 SEED = 1
-"""The seed when neither a flag nor a config file of the user's gives one."""
+"""The seed if neither a flag nor the user's config file gives one."""
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -41,7 +42,7 @@ def _split(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _usage(script: str) -> str:
-    """What the help text calls the command."""
+    """The name of the command in the help text."""
     return f"{script} [{'|'.join(domain_names())}]"
 
 
@@ -49,10 +50,10 @@ def _usage(script: str) -> str:
 
 
 def train(argv: Sequence[str]) -> None:
-    """Train, evaluate and draw, as the words of ``./train.sh`` say.
+    """Train, evaluate and draw, as the arguments of ``./train.sh`` say.
 
     Raises:
-        UserError: a word, the config or the machine does not allow it.
+        UserError: an argument, the config or the machine does not allow it.
     """
     word, flags = _split(argv)
     domain = find_domain(word or DOMAIN)
@@ -66,7 +67,7 @@ def train(argv: Sequence[str]) -> None:
 
 
 def _fill_in(domain: Domain, arguments: argparse.Namespace) -> Config:
-    """Choose what the flags leave open, into ``arguments``; returns the resolved config."""
+    """Choose the missing flags and store them in ``arguments``. Returns the resolved config."""
     arguments.env_name = arguments.env_name or domain.quick_task or domain.example_task
     size = ""
     if arguments.config_path is None:
@@ -84,7 +85,8 @@ def _fill_in(domain: Domain, arguments: argparse.Namespace) -> Config:
 
 
 def _choose_config(domain: Domain, device: str) -> tuple[str, str]:
-    """The full config for a GPU and the tiny one for a CPU, and what that adds to a run's name."""
+    """The full config for a GPU or the tiny one for a CPU, and the suffix that this adds to a run's
+    name."""
     from pwm_core.runtime import find_device
 
     tiny = domain.defaults.replace(".yaml", "_tiny.yaml")
@@ -99,10 +101,10 @@ def _choose_config(domain: Domain, device: str) -> tuple[str, str]:
 def _find_run(
     domain: Domain, arguments: argparse.Namespace, config: Config, stem: str
 ) -> str | None:
-    """The name of the newest run that the same flags started: an unfinished one if there is one.
+    """The name of the newest run that the same flags started. An unfinished run is preferred.
 
     Returns:
-        None where no run of that task and seed is there.
+        None if there is no run of that task and seed.
 
     Raises:
         UserError: runs of that task and seed are unfinished, but all have other settings.
@@ -138,7 +140,8 @@ def _started(logdir: LogDir, stem: str) -> list[RunFolder]:
 
 
 def _evaluate_and_draw(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
-    """Evaluate and film the run, beside random play; draw its curves; say where everything is."""
+    """Evaluate and film the run, compare it with random play, draw its curves, and print where
+    everything is."""
     from pwm_core import plot
     from pwm_core.eval import run
     from pwm_core.runs.run_folder import RunFolder
@@ -161,7 +164,7 @@ def _evaluate_and_draw(domain: Domain, arguments: argparse.Namespace, config: Co
 
 
 def _random_play(domain: Domain, config: Config, task: str) -> float:
-    """The mean return of as many random episodes as an evaluation plays."""
+    """The mean return of random play over as many episodes as an evaluation plays."""
     from pwm_core.training.evaluation import RandomAgent, evaluate
 
     settings, seed = config.JointTrainAgent, config.BasicSettings.Seed
@@ -177,10 +180,10 @@ def _random_play(domain: Domain, config: Config, task: str) -> float:
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """Evaluate a run, as the words of ``./eval.sh`` say.
+    """Evaluate a run, as the arguments of ``./eval.sh`` say.
 
     Raises:
-        UserError: a word, the run or the machine does not allow it.
+        UserError: an argument, the run or the machine does not allow it.
     """
     word, flags = _split(argv)
     domain = find_domain(word or _domain_of_run(flags) or DOMAIN)
@@ -192,8 +195,8 @@ def evaluate(argv: Sequence[str]) -> None:
 
 
 def _domain_of_run(flags: Sequence[str]) -> str | None:
-    """The domain that ``run.json`` of the named run, or of a published agent of that name, tells;
-    None where that cannot be read."""
+    """The domain in ``run.json`` of the named run, or of a published agent of that name. None if it
+    cannot be read."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-n", "-run_name", dest="name")
     parser.add_argument("-logdir")
@@ -204,14 +207,14 @@ def _domain_of_run(flags: Sequence[str]) -> str | None:
         about = next((path for path in abouts if path.is_file()), abouts[0])
         return json.loads(about.read_text(encoding="utf-8"))["domain"]
     except (argparse.ArgumentError, OSError, ValueError, KeyError, TypeError):
-        return None  # what is wrong is reported when the flags are parsed, and the run is opened
+        return None  # The error is reported when the flags are parsed and the run is opened.
 
 
 COMMANDS = {"train": train, "eval": evaluate}
 
 
 def main() -> None:
-    """Call the command that the first word names."""
+    """Run the command that the first argument names."""
     command, *words = sys.argv[1:] or [""]
     if command not in COMMANDS:
         raise UserError(f"{command!r} is not a command; there are {', '.join(COMMANDS)}")

@@ -26,12 +26,12 @@ PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "dm_control", "mujoco", "py
 
 
 def find_device(name: str) -> torch.device:
-    """``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is CUDA when there is a device, else the CPU.
+    """``cpu``, ``cuda`` or ``cuda:N``. ``auto`` is CUDA if there is a device, else the CPU.
 
-    A CUDA device becomes the current one: CUDA graphs use its streams.
+    A CUDA device becomes the current one, because CUDA graphs use its streams.
 
     Raises:
-        UserError: no such device on this machine.
+        UserError: this machine has no such device.
     """
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -57,9 +57,9 @@ def find_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory instead of handing it back to the kernel after every tensor.
+    """Let glibc keep freed memory instead of returning it to the kernel after every tensor.
 
-    A CPU step allocates and frees gigabytes; fresh pages must be zeroed and faulted in each time,
+    A CPU step allocates and frees gigabytes. Fresh pages must be zeroed and faulted in each time,
     which costs about a tenth of the step. Without glibc nothing happens.
     """
     mmap_max, trim_threshold, forever = -4, -1, 2**31 - 1  # mallopt(3)
@@ -70,7 +70,7 @@ def keep_freed_memory() -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory in bytes, of a CUDA device or of the host."""
+    """The free memory of a CUDA device or of the host, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -83,13 +83,15 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _container_bytes() -> int:
-    """Bytes left under a container's own limit (cgroup v2); very many if there is no limit."""
+    """The bytes left under a container's own limit (cgroup v2). The number is very large if there
+    is no limit."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text(encoding="ascii"))
         used = int((group / "memory.current").read_text(encoding="ascii"))
         stat = (group / "memory.stat").read_text(encoding="ascii").split()
-        cached = int(stat[stat.index("inactive_file") + 1])  # given back when memory is needed
+        # the kernel frees it when memory is needed
+        cached = int(stat[stat.index("inactive_file") + 1])
         return limit - used + cached
     except (OSError, ValueError):  # no such file, or "max"
         return sys.maxsize
@@ -139,16 +141,16 @@ def refuse_too_many_envs(count: int, bytes_each: int, key: str = "NumEnvs") -> N
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; emulation would only be slower."""
+    """Whether the device multiplies bfloat16 in hardware. Emulation would only be slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def to_device(value: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """``value`` on ``device``. To CUDA it goes through pinned memory, behind the work already
-    queued there: the host does not wait, and may overwrite ``value`` at once
-    (unless that is pinned itself). Where ``value`` lies there already, it is no copy."""
+    """``value`` on ``device``. A copy to CUDA goes through pinned memory and is queued behind
+    earlier work. The host does not wait, and may overwrite ``value`` at once unless ``value``
+    itself is pinned. If ``value`` is already on ``device``, it is returned without a copy."""
     tensor = torch.as_tensor(value)
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -156,8 +158,8 @@ def to_device(value: np.ndarray | Tensor, device: torch.device) -> Tensor:
 
 
 def use_tensor_float(enabled: bool) -> None:
-    """On CUDA, whether float32 products and convolutions round their factors to TF32 (10 bits of
-    mantissa; sums stay float32)."""
+    """Set whether float32 products and convolutions on CUDA round their factors to TF32 (10 bits of
+    mantissa). Sums stay float32."""
     torch.backends.cuda.matmul.allow_tf32 = enabled
     torch.backends.cudnn.allow_tf32 = enabled
 
@@ -170,8 +172,8 @@ def available_cores() -> int:
 
 
 def use_threads(count: int) -> None:
-    """Let torch compute on ``count`` CPU threads, but on no more than there are cores; 0 leaves
-    torch's default, one per core."""
+    """Let torch compute on ``count`` CPU threads, but on no more than there are cores. With 0,
+    torch's default of one per core is kept."""
     cores = available_cores()
     if count > cores:
         print(f"note: BasicSettings.Threads is {count}; this machine has {cores} cores, all used")
@@ -180,7 +182,7 @@ def use_threads(count: int) -> None:
 
 
 def seed_everything(seed: int) -> np.random.Generator:
-    """Seed torch (all devices), Python and NumPy; returns a generator for our own draws."""
+    """Seed torch (all devices), Python and NumPy. Returns a generator for our own draws."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -200,7 +202,7 @@ def random_state(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], rng: np.random.Generator) -> None:
-    """The inverse of :func:`random_state`. CUDA needs the same number of devices for it."""
+    """The inverse of :func:`random_state`. For CUDA, the number of devices must be the same."""
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([device.cpu() for device in state["cuda"]])
@@ -213,7 +215,8 @@ def set_random_state(state: dict[str, Any], rng: np.random.Generator) -> None:
 def make_deterministic() -> None:
     """Use algorithms that repeat exactly on one machine. Call this before CUDA is used.
 
-    On a CPU, results repeat anyway as long as the number of threads is the same."""
+    On a CPU, results repeat in any case if the number of threads is the same.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
@@ -232,12 +235,12 @@ def versions() -> dict[str, str]:
 
 
 OWN_OUTPUT = ("eval_result", "benchmarks/results")
-"""Tracked folders that the project itself writes; changes there are no changes of the code."""
+"""Tracked folders that the project itself writes. Changes there do not count as changed code."""
 
 
 def git_commit() -> str | None:
-    """The repository's commit, marked ``-dirty`` if tracked code differs from it; None outside a
-    checkout, and without git."""
+    """The repository's commit, marked ``-dirty`` if tracked code differs from it. It is None
+    outside a checkout and without git."""
     if not IN_CHECKOUT:
         return None
 

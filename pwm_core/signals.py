@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 
 STOPPED = 75
-"""Exit status after a signal: a checkpoint was written, ``-resume`` continues (EX_TEMPFAIL)."""
+"""Exit status after a signal: a checkpoint exists, and ``-resume`` continues (EX_TEMPFAIL)."""
 
 
 class StoppedError(Exception):
@@ -30,7 +30,8 @@ class Signals:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+        # Other threads may not set handlers.
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._ask_to_stop)
             self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._ask_to_save)
@@ -54,6 +55,6 @@ class Signals:
         self.save = True
 
     def take_save(self) -> bool:
-        """Whether a checkpoint was asked for. The request is then cleared."""
+        """Whether a checkpoint was requested. The request is then cleared."""
         asked, self.save = self.save, False
         return asked

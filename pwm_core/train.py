@@ -40,7 +40,7 @@ from pwm_core.training.trainer import Trainer
 
 NO_LOGGER = "; or use -logger none"
 MUCH_DISK = 1e9
-"""Bytes of weights over a whole run from which on their size is mentioned."""
+"""If the weights of a whole run take more bytes than this, their size is printed."""
 
 
 def train(domain: Domain, argv: Sequence[str] | None = None) -> None:
@@ -68,7 +68,8 @@ def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
     if arguments.deterministic:
         make_deterministic()
     device = find_device(arguments.device)
-    check_backend(config.Models.WorldModel.Scan, device)  # here: to evaluate needs no scan
+    # It is checked here, because evaluation needs no scan.
+    check_backend(config.Models.WorldModel.Scan, device)
     use_threads(config.BasicSettings.Threads)
     use_tensor_float(config.BasicSettings.TF32)
     about = _metadata(domain, config, arguments.env_name, device)
@@ -79,12 +80,12 @@ def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
         if arguments.resume and folder.exists:
             folder.check_same(config, about, domain.defaults)
         else:
-            folder.refuse_existing()  # another process may have made it meanwhile
+            folder.refuse_existing()  # Another process may have created it in the meantime.
         _Training(domain, config, arguments, device, folder, about).run()
 
 
 def _metadata(domain: Domain, config: Config, task: str, device: torch.device) -> dict[str, Any]:
-    """What ``run.json`` says of a run."""
+    """The content of ``run.json``."""
     return {
         "task": task,
         "domain": domain.name,
@@ -99,7 +100,7 @@ def _metadata(domain: Domain, config: Config, task: str, device: torch.device) -
 
 
 class _Training:
-    """One process that trains the run of ``folder``: from its start, or from its newest point."""
+    """One process that trains the run of ``folder``, from its start or from its newest point."""
 
     def __init__(
         self,
@@ -146,7 +147,8 @@ class _Training:
         print(f"done: {folder.steps()[-1]} steps; checkpoints are in {folder.path / 'checkpoints'}")
 
     def _newest_point(self) -> Point | None:
-        """What an existing run continues from; None where it stopped before its first checkpoint.
+        """The point that an existing run continues from. None if the run stopped before its first
+        checkpoint.
 
         Raises:
             UserError: it had checkpoints, and none of them can be used.
@@ -163,7 +165,8 @@ class _Training:
     def _make_trainer(
         self, env: VectorEnv, rng: np.random.Generator, point: Point | None
     ) -> tuple[Trainer, Tracker]:
-        """Everything that the loop drives; begins the run's folder, or says what has changed."""
+        """Make everything that the training loop uses. Create the run's folder, or print what has
+        changed."""
         refuse_too_large_networks(self.domain, self.config, env, self.device)
         agent = make_agent(self.domain, self.config, env, str(self.device))
         replay = self._make_replay(env)
@@ -193,7 +196,7 @@ class _Training:
         )
 
     def _sinks(self, after: int) -> list[Sink]:
-        """The trackers asked for; ``after`` is the step that a resumed run continues from."""
+        """The requested trackers. ``after`` is the step that a resumed run continues from."""
         folder, made = self.folder, list[Sink]()
         config = self.config.model_dump(mode="json")
         if "wandb" in self.loggers:
@@ -207,7 +210,7 @@ class _Training:
         return made
 
     def _mention_disk(self, state: dict[str, Any]) -> None:
-        """Say how much disk the weights of the whole run will take, where that is much."""
+        """Print how much disk space the weights of the whole run will take, if it is much."""
         settings = self.settings
         count = -(-settings.SampleMaxSteps // settings.SaveEverySteps)
         size = count * sum(

@@ -2,8 +2,8 @@
 
     python -m results [--open]
 
-Reads ``eval_result/*.csv`` with their JSON, run folders under ``ckpt/`` and
-``eval_result/published/``; writes tables, figures and a self-contained page under
+It reads ``eval_result/*.csv`` with their JSON files, the run folders under ``ckpt/`` and
+``eval_result/published/``. It writes tables, figures and a self-contained page under
 ``eval_result/report/``.
 """
 
@@ -38,7 +38,7 @@ def _arguments() -> cli.argparse.Namespace:
 
 
 def main() -> None:
-    """Parse the flags, make the report, say where it is and what it lacks."""
+    """Parse the flags, write the report, and print where it is and what it lacks."""
     arguments = _arguments()
     try:
         from results.page import write_html, write_markdown

@@ -1,4 +1,4 @@
-"""The aggregates that the field trusts, by rliable (Agarwal et al., 2021)."""
+"""The standard aggregate metrics of rliable (Agarwal et al., 2021)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Matrix(NamedTuple):
     """Normalised scores of one setting.
 
     Attributes:
-        values: (runs, tasks); row r holds every task's r-th seed.
-        tasks: the columns' names.
+        values: (runs, tasks); row r holds the r-th seed of every task.
+        tasks: the names of the columns.
     """
 
     values: np.ndarray
@@ -38,7 +38,8 @@ class Matrix(NamedTuple):
 
 @contextlib.contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
-    """rliable resamples with NumPy's global generator, whatever ``random_state`` it is given."""
+    """Seed NumPy's global generator inside the context, since rliable uses it whatever
+    ``random_state`` it is given. The previous state is restored at the end."""
     before = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -48,10 +49,11 @@ def seeded(seed: int = 0) -> Iterator[None]:
 
 
 def make_matrix(scores: dict[str, dict[int, float]], label: str, problems: list[str]) -> Matrix:
-    """Seed by seed what :func:`results.settings.Result.values` gives, normalised already.
+    """Arrange normalised scores, as :func:`results.settings.Result.values` returns them, by seed.
 
-    The bootstrap needs as many runs of every task: where seeds are missing, those that all tasks
-    have are kept, or else as many of the first as all have. What is left out is said.
+    The bootstrap needs the same number of runs of every task. If seeds are missing, the seeds that
+    all tasks have are kept. If there are none, every task keeps its first seeds, as many as all
+    tasks have. What is left out is named in ``problems``.
     """
     tasks = sorted(scores)
     common = sorted(set.intersection(*(set(scores[task]) for task in tasks)))
@@ -75,9 +77,10 @@ def _all_metrics(values: np.ndarray) -> np.ndarray:
 
 
 def intervals(matrices: dict[str, Matrix], reps: int) -> pd.DataFrame:
-    """One row per label and metric: setting, metric, value, low, high, tasks, runs.
+    """Aggregates, one row per label and metric: setting, metric, value, low, high, tasks, runs.
 
-    Low and high bound the 95 % stratified-bootstrap interval; NaN for a single run.
+    The columns low and high bound the 95 % stratified-bootstrap interval. They are NaN for a single
+    run.
     """
     rows = []
     for label, matrix in matrices.items():
@@ -118,7 +121,8 @@ def profiles(matrices: dict[str, Matrix], reps: int) -> pd.DataFrame:
 def improvement(pairs: dict[tuple[str, str], tuple[Matrix, Matrix]], reps: int) -> pd.DataFrame:
     """P(X > Y) on the tasks that both have: x, y, value, low, high, tasks.
 
-    Averaged over tasks, a tie counting half; the interval is NaN where X is a single run.
+    The probability is averaged over tasks, and a tie counts half. The interval is NaN if X is a
+    single run.
     """
     rows = []
     for (x, y), (ours, theirs) in pairs.items():

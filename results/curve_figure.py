@@ -18,14 +18,14 @@ from results.scores import Conditions, Score
 from results.style import GREY, INK
 
 WIDTH = 3
-"""Panels beside each other."""
+"""The number of panels in a row."""
 FEW = 30
-"""Episodes below which each is a dot: a line of one point cannot be seen."""
+"""With fewer episodes, each is drawn as a dot, since a line of one point is invisible."""
 
 
 def draw_curves(panel: Panel, findings: Findings) -> Figure:
-    """Mean over seeds of training episodes' returns, shaded from the lowest to the highest seed,
-    every seed a thin line; diamonds are evaluations of checkpoints."""
+    """Draw the mean return of training episodes over seeds, shaded from the lowest to the highest
+    seed. Every seed is a thin line. Diamonds are evaluations of checkpoints."""
     known = [task for task in panel.frames.index if task in panel.curves]
     curves = {task: panel.curves[task] for task in [*known, *panel.curves]}
     rows, columns = -(-len(curves) // WIDTH), min(WIDTH, len(curves))
@@ -55,7 +55,7 @@ def draw_curves(panel: Panel, findings: Findings) -> Figure:
 
 
 def _handles(panel: Panel, findings: Findings, labels: set[str]) -> list[pyplot.Line2D]:
-    """The legend: our settings, what a diamond is, the lines."""
+    """The entries of the legend: our settings, the diamonds and the reference lines."""
     seeds: dict[Conditions, set[int]] = defaultdict(set)
     for groups in panel.curves.values():
         for conditions, curves in groups.items():
@@ -73,7 +73,7 @@ def _handles(panel: Panel, findings: Findings, labels: set[str]) -> list[pyplot.
 
 
 def _draw_curve(axis: Axes, seeds: list[Curve], scores: list[Score], colour: str) -> None:
-    """The curves of one task and setting, and its evaluations."""
+    """Draw the curves of one task and setting, and its evaluations."""
     for curve in seeds:
         marker = "." if len(curve.frames) < FEW else None
         axis.plot(curve.frames, curve.returns, marker=marker, color=colour, lw=0.6, alpha=0.4)
@@ -90,7 +90,8 @@ def _draw_curve(axis: Axes, seeds: list[Curve], scores: list[Score], colour: str
 
 
 def _draw_references(axis: Axes, task: str, panel: Panel, findings: Findings) -> set[str]:
-    """Lines for random play and for the first published method that has the task."""
+    """Draw lines for random play and for the first published method that has the task. Returns
+    their labels."""
     drawn = set()
     repeats = [r[task].evaluation.frame_skip for r in panel.results.values() if task in r]
     lines = {"random play": findings.random(panel.benchmark, task, (repeats or [1])[0])}
@@ -106,7 +107,7 @@ def _draw_references(axis: Axes, task: str, panel: Panel, findings: Findings) ->
 
 
 def caption(panel: Panel) -> str:
-    """What is drawn, and over how many seeds."""
+    """The caption: what is drawn, and over how many seeds."""
     many = {len(seeds) for groups in panel.curves.values() for seeds in groups.values()}
     low, high = min(many), max(many)
     number = f"{low} to {high}" if low < high else f"{low}"

@@ -19,7 +19,7 @@ from pwm_core.plot import read_metrics
 from results.scores import SEPARATOR, Conditions, conditions_of
 
 POINTS = 40
-"""Windows of equal length that a curve is averaged over."""
+"""The number of windows of equal length over which a curve is averaged."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Curve:
     """The training episodes of one run.
 
     Attributes:
-        frames: (n,) where an episode ended, the frame skip counted.
-        returns: (n,) its return.
+        frames: (n,) the frame at which each episode ended; skipped frames are counted.
+        returns: (n,) the return of each episode.
     """
 
     run: str
@@ -40,9 +40,10 @@ class Curve:
 
 
 def read_curves(scores: Path, runs: Path, problems: list[str]) -> list[Curve]:
-    """Of the run folders in ``runs`` and of ``<run>.metrics.jsonl`` in ``scores``, by run.
+    """Read the curves of the run folders in ``runs`` and of ``<run>.metrics.jsonl`` in ``scores``,
+    sorted by run.
 
-    Where a run has both, its folder's is read.
+    If a run has both, the one in its folder is read.
     """
     found = {}
     for path in sorted(scores.glob("*.metrics.jsonl")):
@@ -55,7 +56,7 @@ def read_curves(scores: Path, runs: Path, problems: list[str]) -> list[Curve]:
 
 
 def _beside_scores(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is known of a run from the JSON of one of its score files."""
+    """What the JSON of one of a run's score files tells about the run."""
     files = [
         folder / f"{name}.json",
         *sorted(folder.glob(f"{glob.escape(name + SEPARATOR)}*.json")),
@@ -71,7 +72,7 @@ def _of_run_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _read(name: str, path: Path, read_about: Any, problems: list[str]) -> Curve | None:
-    """One run's curve, or None and a line in ``problems``."""
+    """Read the curve of one run. If that fails, add a line to ``problems`` and return None."""
     try:
         about, config = read_about()
         task, skip = about["task"], config["BasicSettings"]["FrameSkip"]
@@ -91,7 +92,8 @@ def _read(name: str, path: Path, read_about: Any, problems: list[str]) -> Curve 
 
 
 def by_task(curves: list[Curve], problems: list[str]) -> dict[str, dict[Conditions, list[Curve]]]:
-    """Task -> conditions -> the seeds' curves, one run of each seed: the first by name."""
+    """Task -> conditions -> the curves of the seeds. If a seed has several runs, the first by name
+    counts."""
     found: dict[str, dict[Conditions, list[Curve]]] = defaultdict(lambda: defaultdict(list))
     for curve in sorted(curves, key=lambda c: (c.task, c.conditions, c.seed, c.run)):
         seeds = found[curve.task][curve.conditions]
@@ -105,8 +107,8 @@ def by_task(curves: list[Curve], problems: list[str]) -> dict[str, dict[Conditio
 
 
 def smooth(curve: Curve, edges: np.ndarray) -> np.ndarray:
-    """Mean return in each window between ``edges`` (n + 1,): (n,), interpolated over windows in
-    which no episode ended, NaN before the first and after the last that has one."""
+    """Mean return in each window between ``edges`` (n + 1,), as (n,). Windows in which no episode
+    ended are interpolated. Windows before the first episode and after the last one are NaN."""
     window = np.clip(np.digitize(curve.frames, edges[1:-1], right=True), 0, len(edges) - 2)
     sums = np.bincount(window, curve.returns, minlength=len(edges) - 1)
     counts = np.bincount(window, minlength=len(edges) - 1)
@@ -116,8 +118,9 @@ def smooth(curve: Curve, edges: np.ndarray) -> np.ndarray:
 
 
 def over_seeds(curves: list[Curve]) -> Iterator[np.ndarray]:
-    """Frames (n,) and, there, the mean, the least and the most over the seeds (n,): where all
-    seeds have finished an episode, and none has stopped."""
+    """Frames (n,), and the mean, the minimum and the maximum over the seeds at those frames, each
+    (n,). Only frames at which every seed has finished an episode and none has stopped are
+    included."""
     end = max(curve.frames.max() for curve in curves)
     edges = np.linspace(0, end, POINTS + 1)
     values = np.stack([smooth(curve, edges) for curve in curves])

@@ -1,4 +1,4 @@
-"""The report's other tables: aggregates, settings, runs, published work."""
+"""The report's other tables: aggregates, settings, runs and published work."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ RULE = (
     "own setting counts, nearest to the published budget, of most seeds and most episodes."
 )
 PART = ": "
-"""Between a setting's name and the tasks that a row is about."""
+"""Separates a setting's name from the tasks that a row is about."""
 Pairs = dict[tuple[str, str], tuple[Matrix, Matrix]]
 
 
 def matrices(panel: Panel, findings: Findings) -> dict[str, Matrix]:
-    """Normalised scores of each setting with at least two tasks, by its name; tasks without
-    references are named in the problems."""
+    """Normalised scores of each setting with at least two tasks, by the setting's name. Tasks
+    without references are named in the problems."""
     found = {}
     for conditions, results in panel.results.items():
         usable = {}
@@ -48,23 +48,24 @@ def matrices(panel: Panel, findings: Findings) -> dict[str, Matrix]:
 
 
 def budget_matrices(panel: Panel, findings: Findings) -> dict[str, Matrix]:
-    """:func:`matrices` of the tasks of each published budget apart, where there are several: of
-    these every task may have more seeds."""
+    """The :func:`matrices` of each published budget separately, if there are several budgets. The
+    tasks of one budget may have more seeds than all tasks together."""
     groups = budget_groups(panel)
     found = {}
     for title, tasks in groups if len(groups) > 1 else []:
         results = {c: {t: r for t, r in of_all.items() if t in tasks}
                    for c, of_all in panel.results.items()}  # fmt: skip
         part = replace(panel, results=results)
-        quiet = replace(findings, problems=[])  # said for all tasks already
+        # The call for all tasks has reported these problems already.
+        quiet = replace(findings, problems=[])
         for name, matrix in matrices(part, quiet).items():
             found[f"{name}{PART}{title}"] = matrix
     return found
 
 
 def others_on(tasks: list[str], panel: Panel, findings: Findings) -> pd.DataFrame:
-    """Random play and published methods with a score for every one of ``tasks``, normalised:
-    method, table, mean, median."""
+    """Random play and the published methods that have a score for every one of ``tasks``,
+    normalised: method, table, mean, median."""
     rows = []
     random = pd.Series(
         {t: findings.normalise(panel.benchmark, t, v)
@@ -89,7 +90,8 @@ def _centre(scores: pd.Series) -> dict[str, float]:
 def aggregates_table(
     found: pd.DataFrame, others: pd.DataFrame, tasks: list[str], unit: str
 ) -> Shown:
-    """Ours with 95 % intervals; random play and published means on the tasks of our first one."""
+    """The aggregates of our settings with 95 % intervals, and the means of random play and
+    published methods on the tasks of our first setting."""
     rows = []
     for (name, many, runs), part in found.groupby(["setting", "tasks", "runs"], sort=False):
         row = [name, "ours", count(many), count(runs)]
@@ -115,9 +117,9 @@ def aggregates_table(
 
 
 def pairs(panel: Panel, ours: dict[str, Matrix], findings: Findings) -> Pairs:
-    """What may be compared run by run: our settings of one protocol at the same frames, and
-    published columns (their means as one run) that share the protocol and, within 5 %, the frames.
-    Only over two tasks or more."""
+    """The pairs that may be compared run by run, over two tasks or more. Two of our settings are
+    compared if they share the protocol and the frames. A published column counts as one run, made
+    of its means. It is compared if it shares the protocol and, within 5 %, the frames."""
     found: Pairs = {}
     settings = {findings.names[c]: c for c in panel.results if findings.names[c] in ours}
     for x, conditions in settings.items():
@@ -142,12 +144,13 @@ def pairs(panel: Panel, ours: dict[str, Matrix], findings: Findings) -> Pairs:
 
 
 def _alike(x: dict[str, Result], y: dict[str, Result]) -> bool:
-    """Whether the tasks that both have were trained as long and evaluated in the same way."""
+    """Whether the tasks that both have were trained for the same length and evaluated in the same
+    way."""
     return all(x[task].evaluation == y[task].evaluation for task in x.keys() & y.keys())
 
 
 def improvement_table(found: pd.DataFrame) -> Shown:
-    """The probability that a run of X scores above one of Y."""
+    """The table of the probability that a run of X scores above a run of Y."""
     rows = [
         [
             row.x,
@@ -167,7 +170,7 @@ def improvement_table(found: pd.DataFrame) -> Shown:
 
 
 def settings_table(findings: Findings) -> Shown:
-    """What each name stands for."""
+    """The table that explains the name of each setting."""
     rows = []
     for panel in findings.panels:
         for conditions in dict.fromkeys([*panel.results, *_curved(panel)]):
@@ -188,7 +191,8 @@ def _curved(panel: Panel) -> list[Conditions]:
 
 
 def made_table(panel: Panel, findings: Findings) -> Shown:
-    """Of every task: model size, action repeat, budget, seeds, episodes, minutes and cores."""
+    """The table of how each task was trained: model size, action repeat, budget, seeds, episodes,
+    minutes and cores."""
     rows = []
     for conditions, results in panel.results.items():
         for task, result in results.items():
@@ -209,7 +213,7 @@ def made_table(panel: Panel, findings: Findings) -> Shown:
 
 
 def runs_frame(findings: Findings) -> pd.DataFrame:
-    """Every score file, all digits."""
+    """Every score file, with all digits."""
     rows = []
     apart = set(map(id, findings.others))
     for item in sorted(findings.scores, key=lambda s: (s.conditions, s.task, s.seed, s.run)):
@@ -228,7 +232,8 @@ def runs_frame(findings: Findings) -> pd.DataFrame:
 
 
 def runs_table(findings: Findings) -> Shown:
-    """Every score file: the last checkpoint's score and the best one's."""
+    """The table of every score file: the score of the last checkpoint and the score of the best
+    one."""
     rows = [
         [row.task, row.setting, count(row.seed), row.run,
          row.policy + (f" ({row.evaluation})" if row.evaluation != "default" else ""),
@@ -259,7 +264,7 @@ def published_frame(findings: Findings) -> pd.DataFrame:
 
 
 def published_tables(findings: Findings) -> list[Shown]:
-    """:func:`published_frame`, one table per benchmark that has runs of ours."""
+    """:func:`published_frame` as one table per benchmark that has runs of ours."""
     found, frame = [], published_frame(findings)
     for benchmark in dict.fromkeys(panel.benchmark for panel in findings.panels):
         rows = [
@@ -275,7 +280,7 @@ def published_tables(findings: Findings) -> list[Shown]:
 
 
 def times_tables(findings: Findings, times: pd.DataFrame) -> list[Shown]:
-    """Published training times of the benchmarks that have runs of ours."""
+    """The published training times of the benchmarks that have runs of ours."""
     found = []
     for benchmark, part in times.groupby("benchmark", sort=False):
         if benchmark in {panel.benchmark for panel in findings.panels}:
@@ -287,7 +292,7 @@ def times_tables(findings: Findings, times: pd.DataFrame) -> list[Shown]:
 
 
 def other_evaluations(others: list[Score]) -> str:
-    """One sentence on the score files that stand apart, by setting."""
+    """One sentence that counts the score files that are reported separately, by setting."""
     if not others:
         return ""
     kinds = sorted({s.evaluation.label or s.evaluation.text for s in others})

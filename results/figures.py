@@ -1,4 +1,5 @@
-"""The report's figures: the headline and the aggregates. See :mod:`results.curve_figure` too."""
+"""The report's figures of the headline and the aggregates. Learning curves are in
+:mod:`results.curve_figure`."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from results.shown import counts
 from results.style import GREY, INK, MARKERS, PAPER
 
 FAR = 3.0
-"""Normalised scores beyond which the axis is logarithmic."""
+"""The axis is logarithmic if a normalised score is larger than this."""
 
 
 class Method(NamedTuple):
@@ -33,7 +34,7 @@ class Method(NamedTuple):
 
 
 def drawn_methods(panel: Panel, findings: Findings) -> Iterator[Method]:
-    """The methods that the published tables want drawn, each with a marker."""
+    """The methods that the published tables mark for the figures, each with a marker."""
     found = [(table, method) for table in panel.tables for method in table.headline]
     for (table, method), marker in zip(found, MARKERS, strict=False):
         scores = scaled(panel, findings, table.scores[method])
@@ -41,7 +42,7 @@ def drawn_methods(panel: Panel, findings: Findings) -> Iterator[Method]:
 
 
 def scaled(panel: Panel, findings: Findings, scores: pd.Series) -> pd.Series:
-    """Scores that share an axis: as they are where tasks have one scale, else normalised."""
+    """Scores that can share an axis: unchanged if the tasks have one scale, else normalised."""
     if find_domain(panel.benchmark).benchmark.full_score is not None:
         return scores
     return pd.Series(
@@ -51,7 +52,7 @@ def scaled(panel: Panel, findings: Findings, scores: pd.Series) -> pd.Series:
 
 
 def axis_name(panel: Panel, findings: Findings) -> str:
-    """What :func:`scaled` gives."""
+    """The name of the axis that shows the result of :func:`scaled`."""
     domain = find_domain(panel.benchmark).benchmark
     if domain.full_score is not None:
         return f"{domain.score_name} (at most {domain.full_score:g})"
@@ -59,7 +60,8 @@ def axis_name(panel: Panel, findings: Findings) -> str:
 
 
 def draw_headline(panel: Panel, findings: Findings) -> Figure:
-    """A row per task, their mean above them: ours with every seed, random play, published work."""
+    """Draw one row per task with the mean above them. It shows our runs with every seed, random
+    play and published work."""
     tasks = panel.tasks
     settings = main_settings(panel)
     rows = len(tasks) + (len(tasks) > 1)
@@ -87,7 +89,7 @@ def draw_headline(panel: Panel, findings: Findings) -> Figure:
     if find_domain(panel.benchmark).benchmark.full_score is None and axis.dataLim.x1 > FAR:
         axis.set_xscale("symlog", linthresh=1)
     handles, labels = axis.get_legend_handles_labels()
-    ours = len(settings)  # drawn last, named first
+    ours = len(settings)  # Ours are drawn last and named first.
     figure.legend(
         handles[-ours:] + handles[:-ours], labels[-ours:] + labels[:-ours],
         loc="outside right upper",
@@ -96,7 +98,8 @@ def draw_headline(panel: Panel, findings: Findings) -> Figure:
 
 
 def _mark(axis: Axes, places: dict[str, int], scores: pd.Series, **style: object) -> None:
-    """One marker a task, and one for the mean where the method has all of several tasks."""
+    """Draw one marker per task. If the method has all of several tasks, also draw one for the
+    mean."""
     known = scores.reindex(list(places)).dropna()
     x, y = list(known), [places[task] for task in known.index]
     if len(known) == len(places) > 1:
@@ -114,7 +117,8 @@ def _draw_ours(
     label: str,
     places: dict[str, int],
 ) -> None:
-    """The mean as a large dot, every seed as a small one, a line from the lowest to the highest."""
+    """Draw the mean as a large dot, every seed as a small dot, and a line from the lowest to the
+    highest seed."""
     means = {}
     for task, result in results.items():
         values = scaled_values(panel, findings, task, list(result.values.values()))
@@ -128,7 +132,7 @@ def _draw_ours(
 
 
 def scaled_values(panel: Panel, findings: Findings, task: str, values: list[float]) -> list[float]:
-    """As :func:`scaled`, of one task."""
+    """The same as :func:`scaled`, for the values of one task."""
     if find_domain(panel.benchmark).benchmark.full_score is not None:
         return values
     return [float(findings.normalise(panel.benchmark, task, value)) for value in values]
@@ -137,8 +141,8 @@ def scaled_values(panel: Panel, findings: Findings, task: str, values: list[floa
 def draw_aggregates(
     found: pd.DataFrame, others: pd.DataFrame, colours: dict[str, str], unit: str
 ) -> Figure:
-    """One panel per metric, one row per setting with its 95 % interval, then the other methods,
-    which have a mean and a median alone."""
+    """Draw one panel per metric and one row per setting with its 95 % interval. The other methods
+    follow; they have only a mean and a median."""
     settings = list(dict.fromkeys(found["setting"]))
     names = [*settings, *others.method]
     figure, axes = pyplot.subplots(
@@ -165,7 +169,7 @@ def draw_aggregates(
 
 
 def draw_profiles(found: pd.DataFrame, colours: dict[str, str], unit: str) -> Figure:
-    """Performance profiles with 95 % bands."""
+    """Draw performance profiles with 95 % bands."""
     figure, axis = pyplot.subplots(figsize=(9, 3.4), layout="constrained")
     for setting, part in found.groupby("setting", sort=False):
         colour = colours[setting]
@@ -182,7 +186,7 @@ def draw_profiles(found: pd.DataFrame, colours: dict[str, str], unit: str) -> Fi
 
 
 def draw_improvement(found: pd.DataFrame) -> Figure:
-    """Probability of improvement with 95 % intervals, one row per pair."""
+    """Draw the probability of improvement with 95 % intervals, one row per pair."""
     figure, axis = pyplot.subplots(figsize=(9, 1 + 0.3 * len(found)), layout="constrained")
     for i, row in enumerate(found.itertuples()):
         axis.plot([row.low, row.high], [i, i], color=GREY, lw=7, alpha=0.5, solid_capstyle="butt")

@@ -1,4 +1,4 @@
-"""The table that answers how good it is, against whom, and on how many seeds."""
+"""The table of the main scores: our runs and other methods, with the number of seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from results.scores import Conditions
 from results.shown import Shown, count, counts, score, spread
 
 MOST_SETTINGS = 2
-"""Of ours beside the published methods; all are in the details."""
+"""How many of our settings the headline shows; the details show all of them."""
 LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿ"
 
 
@@ -31,7 +31,8 @@ class Column:
 
 
 def main_settings(panel: Panel) -> list[Conditions]:
-    """Our settings in the headline: the one with most tasks, and one with at least half as many."""
+    """Our settings in the headline: the one with the most tasks, and a second one if it has at
+    least half as many."""
     found = list(panel.results)
     if not found:
         return []
@@ -40,7 +41,7 @@ def main_settings(panel: Panel) -> list[Conditions]:
 
 
 def random_scores(panel: Panel, findings: Findings) -> pd.Series:
-    """Random play by task, at the action repeat of our runs."""
+    """The scores of random play by task, at the action repeat of our runs."""
     values = {}
     for task in panel.tasks:
         repeats = [r[task].evaluation.frame_skip for r in panel.results.values() if task in r]
@@ -49,7 +50,8 @@ def random_scores(panel: Panel, findings: Findings) -> pd.Series:
 
 
 def columns_of(panel: Panel, findings: Findings) -> list[Column]:
-    """Ours, references, then every published table's methods, for the tasks of the panel."""
+    """The columns for the tasks of the panel: our settings, the references, then the methods of
+    every published table."""
     found = []
     for conditions in main_settings(panel):
         results = panel.results[conditions]
@@ -68,12 +70,13 @@ def columns_of(panel: Panel, findings: Findings) -> list[Column]:
 
 
 def in_order(table: Table) -> list[str]:
-    """A table's methods, those of the figures first."""
+    """The methods of a table; those that the figures show come first."""
     return [*table.headline, *(method for method in table.scores if method not in table.headline)]
 
 
 def headline_frame(panel: Panel, findings: Findings) -> pd.DataFrame:
-    """Tasks x methods, all digits: ours with the lowest and the highest seed and their count."""
+    """Tasks x methods with all digits. Our columns have the lowest seed, the highest seed and the
+    number of seeds."""
     parts = {"task": pd.Series(panel.tasks, panel.tasks)}
     for column in columns_of(panel, findings):
         name = f"{column.group}: {column.label}"
@@ -89,7 +92,8 @@ def headline_frame(panel: Panel, findings: Findings) -> pd.DataFrame:
 
 
 def headline_table(panel: Panel, findings: Findings) -> Shown:
-    """Tasks in rows, methods in columns, protocols in footnotes, means below each budget."""
+    """The table with tasks in rows and methods in columns. Footnotes give the protocols, and the
+    means are below each budget."""
     columns = columns_of(panel, findings)
     protocols = list(dict.fromkeys(c.protocol for c in columns if c.protocol))
     mark = {p: LETTERS[i % len(LETTERS)] for i, p in enumerate(protocols)}
@@ -123,8 +127,8 @@ def headline_table(panel: Panel, findings: Findings) -> Shown:
 
 
 def budget_groups(panel: Panel) -> list[tuple[str, list[str]]]:
-    """Tasks by published budget, with what each group is called; one group where there is one
-    budget."""
+    """The tasks of each published budget, with a name for each group. There is one group if there
+    is one budget."""
     frames = panel.frames.reindex(panel.tasks)
     groups: dict[str, list[str]] = {}
     several = frames.dropna().nunique() > 1
@@ -140,7 +144,8 @@ def budget_groups(panel: Panel) -> list[tuple[str, list[str]]]:
 def _add_means(
     rows: list[list[str]], title: str, tasks: list[str], columns: list[Column]
 ) -> set[int]:
-    """Append mean and median of ``tasks`` where there are at least two; which rows these are."""
+    """Append the mean and the median of ``tasks`` if there are at least two. Returns the indices of
+    the appended rows."""
     if len(tasks) < 2:
         return set()
     rows.append(_means(f"mean, {title}", pd.Series.mean, tasks, columns))
@@ -164,7 +169,8 @@ def _row(task: str, columns: list[Column], panel: Panel) -> list[str]:
 def _means(
     title: str, how: Callable[[pd.Series], float], tasks: list[str], columns: list[Column]
 ) -> list[str]:
-    """Of the columns that have all of ``tasks``: others would be means of something else."""
+    """One row: the statistic ``how`` of every column that has all of ``tasks``. The others are left
+    empty, because their means are not comparable."""
     cells = [title]
     for column in columns:
         values = column.scores.reindex(tasks)
@@ -174,7 +180,7 @@ def _means(
 
 
 def _notes(panel: Panel, findings: Findings) -> Iterator[str]:
-    """What ours are: seeds, budget, evaluation, action repeat; and what random play is."""
+    """Notes on our runs (seeds, budget, evaluation, action repeat) and on random play."""
     domain = find_domain(panel.benchmark).benchmark
     for conditions in main_settings(panel):
         results = panel.results[conditions].values()
@@ -198,7 +204,7 @@ def _sentence(text: str) -> str:
 
 
 def summary(panel: Panel, findings: Findings) -> str:
-    """How good, against whom, on how many seeds, in a few sentences."""
+    """A few sentences that give our scores, the methods compared with and the number of seeds."""
     if not panel.results:
         return "There are learning curves but no scores yet."
     (conditions, *_), domain = main_settings(panel), find_domain(panel.benchmark).benchmark
@@ -228,7 +234,7 @@ def summary(panel: Panel, findings: Findings) -> str:
 
 
 def _budget_sentence(panel: Panel, conditions: Conditions, frame_name: str) -> str:
-    """Whether the published budgets are those of our runs."""
+    """A sentence that says whether the published budgets are those of our runs."""
     ours = {task: r.evaluation.frames for task, r in panel.results[conditions].items()}
     published = panel.frames.reindex(list(ours)).dropna()
     if published.empty:

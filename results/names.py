@@ -1,4 +1,4 @@
-"""A short, telling name for the config of a run."""
+"""A short, meaningful name for the config of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IGNORED = (
     "BasicSettings.Seed",
     "BasicSettings.Threads",
     "BasicSettings.Compile",
-    "BasicSettings.ObsType",  # these three are part of the protocol
+    "BasicSettings.ObsType",  # These three are part of the protocol.
     "BasicSettings.Protocol",
     "BasicSettings.FrameSkip",
     "JointTrainAgent.SaveEverySteps",
@@ -27,24 +27,24 @@ IGNORED = (
     "JointTrainAgent.BufferStorage",
     "JointTrainAgent.EvalEnvs",
     "JointTrainAgent.EvalEpisodes",
-    "Models.WorldModel.Scan",  # scans compute the same numbers
+    "Models.WorldModel.Scan",  # All scans compute the same numbers.
     "Models.WorldModel.ScanChunk",
     "Models.Agent.ReturnScan",
 )
-"""Keys in which runs of one config may differ."""
+"""Keys that may differ between runs of one config."""
 STEPS, BUFFER = "JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength"
 MOST_SHOWN = 2
-"""Changes of a config that are named; of one with more, a short hash is."""
+"""The most changes that a name lists. A config with more changes gets a short hash."""
 
 
 def telling(config: dict[str, Any]) -> dict[str, Any]:
-    """``Section.Key`` -> value of the keys that tell configs apart."""
+    """``Section.Key`` -> value of the keys that distinguish configs."""
     return {key: value for key, value in leaves(config).items() if key not in IGNORED}
 
 
 @functools.cache
 def _known(domain: str) -> dict[str, dict[str, Any]]:
-    """The config files of a domain: name -> its keys and values."""
+    """The config files of a domain: name -> keys and values."""
     defaults = f"config_files/{domain}.yaml"
     return {
         path.stem: _comparable(load_config(path, defaults=defaults).model_dump(mode="json"))
@@ -53,11 +53,11 @@ def _known(domain: str) -> dict[str, dict[str, Any]]:
 
 
 class ConfigName(NamedTuple):
-    """A config, to read.
+    """A readable name of a config.
 
     Attributes:
         short: such as ``tiny`` or ``tiny, entropy 3e-3``.
-        changes: what differs from the config file, one line each.
+        changes: the differences from the config file, one line each.
     """
 
     short: str
@@ -65,9 +65,9 @@ class ConfigName(NamedTuple):
 
 
 def config_name(domain: str, config: dict[str, Any]) -> ConfigName:
-    """Names the config file that ``config`` was made from, and what was changed in it.
+    """Name the config file that ``config`` was made from, and the changes to it.
 
-    Keys that only one of the two has (a run of another version) are not compared.
+    Keys that only one of the two has (for example in a run of another version) are not compared.
     """
     own = _comparable(config)
     changed = {
@@ -88,7 +88,8 @@ def config_name(domain: str, config: dict[str, Any]) -> ConfigName:
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """The leaves of a config; the replay's length matters where it is shorter than the run."""
+    """The leaves of a config. The length of the replay is included only if it is shorter than the
+    run."""
     own = telling(config)
     steps = own.pop(STEPS, None)
     if steps is not None and own.get(BUFFER, 0) >= steps:
@@ -103,7 +104,7 @@ def _words(key: str) -> str:
 
 
 def _number(value: Any) -> str:
-    """``0.003`` -> ``3e-3``; what is no small number as it is."""
+    """``0.003`` -> ``3e-3``. Anything but a small number is written unchanged."""
     if isinstance(value, float) and 0 < abs(value) < 0.01:
         return np.format_float_scientific(value, trim="-", exp_digits=1)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -17,26 +17,26 @@ from results.videos import KINDS, Video, laid_out
 TITLE = "PaMoRL: results"
 STYLE = Path(__file__).with_name("page.css")
 WIDE = 14
-"""Columns beyond which a table is set smaller."""
+"""A table with more columns is set in smaller type."""
 SHORT = 27
-"""Characters below which a cell is not broken into lines."""
+"""A cell with fewer characters is not broken into lines."""
 NOTES = "Notes: what is left out, missing or apart"
 
 
 def written() -> str:
-    """When the report was made, and by which commit."""
+    """When the report was made, and from which commit."""
     commit, _, dirty = (git_commit() or "unknown").partition("-")
     code = commit[:12] + (" with changes" if dirty else "")
     return f"Written on {datetime.now(UTC):%Y-%m-%d at %H:%M} UTC by commit {code}"
 
 
 def anchor(title: str) -> str:
-    """What a link to a heading points to."""
+    """The anchor of a heading, which links point to."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def write_markdown(report: Report, path: Path) -> None:
-    """The report with links to its figures; videos are in the page alone."""
+    """Write the report with links to its figures. Videos are only in the page."""
     shown = [section for section in report.sections if not _only_videos(section)]
     lines = [f"# {TITLE}", "", f"{written()}.", ""]
     lines += [f"- [{s.title}](#{_github(s.title)})" for s in shown] + [""]
@@ -69,7 +69,8 @@ def _block_markdown(block: Shown | Drawn | Side) -> Iterator[str]:
 
 
 def _table_markdown(table: Shown) -> Iterator[str]:
-    """Markdown has one row of headings: a method's is followed by its group's."""
+    """A Markdown table. Markdown has one row of headings, so a method's heading is followed by that
+    of its group."""
 
     def row(cells: list[str]) -> str:
         safe = (text.replace("|", "\\|").replace("\n", "<br>") for text in cells)
@@ -85,7 +86,7 @@ def _table_markdown(table: Shown) -> Iterator[str]:
 
 
 def write_html(report: Report, path: Path) -> None:
-    """One file that needs no other: figures and videos are inside."""
+    """Write one file that needs no other: figures and videos are embedded."""
     titles = [section.title for section in report.sections]
     body = [line for section in report.sections for line in _section_html(section, report.problems)]
     titles += [NOTES.partition(":")[0]] if report.problems else []
@@ -131,7 +132,7 @@ def _section_html(section: Section, problems: list[str]) -> Iterator[str]:
 
 
 def _table_html(table: Shown) -> str:
-    """With its caption and footnotes, folded where the table says so."""
+    """The table with its caption and footnotes. It is folded if the table says so."""
     head = []
     for level, line in enumerate(table.head):
         last, cells = level == len(table.head) - 1, []
@@ -186,7 +187,7 @@ def _video_html(video: Video, problems: list[str]) -> str:
 
 
 def _figure_html(content: bytes, caption: str, rows: tuple[str, ...]) -> str:
-    """A video, the names of its panels beside it."""
+    """A figure that holds a video, with the names of its panels beside it."""
     names = "".join(
         f"<span class='{'imagined' if row in ('imagined', 'prediction') else ''}'>{row}</span>"
         for row in rows

@@ -1,4 +1,4 @@
-"""What is compared with what: our runs of one benchmark beside the published tables that apply."""
+"""Panels: our runs of one benchmark beside the published tables that they are compared with."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from results.settings import (
 from results.videos import Video, find_videos
 
 SAME = 0.05
-"""Share by which our frames may miss a published budget and still be called the same."""
+"""The relative difference up to which our frames count as equal to a published budget."""
 
 
 @dataclass
 class Panel:
-    """Our settings that stand beside the same published tables.
+    """Our settings that are compared with the same published tables.
 
     Attributes:
-        key: the beginning of its files' names.
-        results: the setting with most tasks first.
+        key: the prefix of the names of its files.
+        results: the setting with the most tasks comes first.
         curves: task -> setting -> one curve per seed.
     """
 
@@ -45,7 +45,8 @@ class Panel:
 
     @property
     def tasks(self) -> list[str]:
-        """Tasks with scores, in the order of the published table, then the others."""
+        """The tasks with scores: first those of the published table, in its order, then the
+        others."""
         ours = {task for tasks in self.results.values() for task in tasks}
         known = [task for table in self.tables for task in table.frames.index]
         order = list(dict.fromkeys([*known, *sorted(ours)]))
@@ -53,7 +54,7 @@ class Panel:
 
     @property
     def frames(self) -> pd.Series:
-        """Published budget of each task, empty where there is none."""
+        """The published budget of each task; empty if there is none."""
         if not self.tables:
             return pd.Series(dtype=float)
         whole = pd.concat([table.frames for table in self.tables])
@@ -62,13 +63,13 @@ class Panel:
 
 @dataclass
 class Findings:
-    """What there is to report on.
+    """Everything that the report is about.
 
     Attributes:
-        scores: all of them.
-        others: those that stand apart from what counts.
-        names, colours: of every setting, in every figure and table.
-        problems: what was left out, is missing or does not compare, a line each.
+        scores: all scores that were read.
+        others: the scores that do not count and are reported separately.
+        names, colours: the name and the colour of every setting, in all figures and tables.
+        problems: one line for everything that was left out, is missing or cannot be compared.
     """
 
     panels: list[Panel]
@@ -125,7 +126,8 @@ def _panels(
     tables: list[Table],
     problems: list[str],
 ) -> list[Panel]:
-    """One for every benchmark and set of published tables; the one with most tasks first."""
+    """One panel for every benchmark and set of published tables. The one with the most tasks comes
+    first."""
     groups: dict[tuple[str, ...], list[Conditions]] = {}
     for conditions in order:
         fitting = (table.name for table in tables if _stands_beside(conditions, table))
@@ -145,13 +147,13 @@ def _panels(
 
 
 def _stands_beside(conditions: Conditions, table: Table) -> bool:
-    """Whether ``conditions`` has the settings that the whole table is about."""
+    """Whether ``conditions`` has the settings that the whole table requires."""
     ours = dict(conditions.protocol)
     same = all(ours.get(key) == f"{value}" for key, value in table.only.items())
     return conditions.benchmark == table.benchmark and same
 
 
 def same_protocol(conditions: Conditions, same: dict[str, object]) -> bool:
-    """Whether all that a published column is known to share is so in ``conditions``."""
+    """Whether ``conditions`` has every setting that a published column is known to share."""
     ours = dict(conditions.protocol)
     return bool(same) and all(ours.get(key) == f"{value}" for key, value in same.items())

@@ -15,7 +15,7 @@ from pwm_core.errors import UserError
 
 FOLDER = REPOSITORY / "eval_result" / "published"
 REFERENCES = ("Random", "Human")
-"""Columns that scores are normalised with; no method's."""
+"""The columns that scores are normalised with; they belong to no method."""
 
 
 class _Model(pydantic.BaseModel):
@@ -23,14 +23,14 @@ class _Model(pydantic.BaseModel):
 
 
 class Column(_Model):
-    """One column: where its numbers come from and how they were made.
+    """One column of a published table: the source of its numbers and how they were obtained.
 
     Attributes:
         source, protocol: in words.
-        same: settings of our own protocols that it shares.
-        runs: seeds per task, where known.
-        printed: aggregates as its authors print them.
-        label: what the report calls it, where that is not the column's name.
+        same: the settings of our own protocols that the column shares.
+        runs: the number of seeds per task, if known.
+        printed: aggregates as the authors print them.
+        label: the name in the report, if it differs from the column's name.
     """
 
     source: str
@@ -53,20 +53,20 @@ class _About(_Model):
 
 
 class Table:
-    """A published table: ``<name>.csv`` explained by ``<name>.yaml``.
+    """A published table: ``<name>.csv``, explained by ``<name>.yaml``.
 
     Attributes:
-        name: of the files.
+        name: the name of both files, without the suffix.
         benchmark: ``atari`` or ``dmc``.
-        frames: per task, the budget in frames, the frame skip counted.
-        scores: tasks x methods, NaN where nothing was published; references are left out.
+        frames: the budget of each task in frames; skipped frames are counted.
+        scores: tasks x methods, NaN where nothing was published. References are left out.
         references: tasks x those of :data:`REFERENCES` that the table has.
         columns: by method.
-        title: where the numbers are from, in a few words.
-        only: settings of our protocols that runs must have to stand beside this table.
-        panel: what those settings are called in a heading.
-        headline: the methods drawn in figures; the first also as a line in learning curves.
-        normalised: what a score is called when it is normalised with the references.
+        title: the source of the numbers, in a few words.
+        only: settings of our protocols that runs must have to be compared with this table.
+        panel: the name of those settings in a heading.
+        headline: the methods drawn in figures. The first is also a line in learning curves.
+        normalised: the name of a score that is normalised with the references.
     """
 
     def __init__(self, path: Path) -> None:
@@ -90,12 +90,12 @@ class Table:
         self.columns = about.columns
 
     def label(self, method: str) -> str:
-        """What the report calls a method."""
+        """The name of a method in the report."""
         return self.columns[method].label or method
 
 
 def read_published(folder: Path = FOLDER) -> list[Table]:
-    """All published tables; those with more methods in the figures first."""
+    """All published tables. Those with more methods in the figures come first."""
     paths = [path for path in sorted(folder.glob("*.csv")) if path.stem != "training_time"]
     return sorted(map(Table, paths), key=lambda table: (table.benchmark, -len(table.headline)))
 
@@ -106,8 +106,9 @@ def training_times(folder: Path = FOLDER) -> pd.DataFrame:
 
 
 class Normaliser:
-    """Scores that compare across tasks: between random and human play where a published table has
-    both references, of the most possible where the domain says what that is."""
+    """Normalises scores so that they can be compared across tasks. Scores are divided by the
+    largest possible score if the domain gives one. Otherwise a published table with both references
+    sets random play to 0 and human play to 1."""
 
     def __init__(self, tables: list[Table]) -> None:
         self._references: dict[str, pd.DataFrame] = {}
@@ -118,14 +119,15 @@ class Normaliser:
                 self._units[table.benchmark] = table.normalised or "normalised score"
 
     def unit(self, benchmark: str) -> str:
-        """What a normalised score is called."""
+        """The name of a normalised score."""
         domain = find_domain(benchmark)
         if domain.benchmark.full_score is not None:
             return f"{domain.benchmark.score_name} / {domain.benchmark.full_score:g}"
         return self._units.get(benchmark, "normalised score")
 
     def __call__(self, benchmark: str, task: str, score: Any) -> Any:
-        """``score`` (a number or an array) of one task; NaN where references are not known."""
+        """Normalise ``score`` (a number or an array) of one task. The result is NaN if no
+        references are known."""
         full = find_domain(benchmark).benchmark.full_score
         if full is not None:
             return score / full
@@ -136,14 +138,14 @@ class Normaliser:
         return (score - random) / (human - random)
 
     def table(self, table: Table) -> pd.DataFrame:
-        """A published table normalised: tasks x methods."""
+        """A normalised published table: tasks x methods."""
         rows = {t: self(table.benchmark, t, row) for t, row in table.scores.iterrows()}
         return pd.DataFrame(rows).T.reindex(table.scores.index)
 
 
 class RandomPlay:
-    """What random actions return: measured (``random/<domain>.csv`` of the scores' folder), or else
-    as published."""
+    """The returns of random actions. Measured ones (``random/<domain>.csv`` in the folder of
+    scores) are used first, then published ones."""
 
     def __init__(self, folder: Path, tables: list[Table], problems: list[str]) -> None:
         self._measured: dict[str, pd.DataFrame] = {}
@@ -162,7 +164,7 @@ class RandomPlay:
         self._published = [t for t in tables if "Random" in t.references]
 
     def source(self, benchmark: str) -> str:
-        """How the numbers of a benchmark were made; empty where there are none."""
+        """How the numbers of a benchmark were obtained; empty if there are none."""
         published = (
             table.columns["Random"].source
             for table in self._published
@@ -171,7 +173,7 @@ class RandomPlay:
         return self._sources.get(benchmark) or next(published, "")
 
     def __call__(self, benchmark: str, task: str, frame_skip: int) -> float:
-        """Mean return of a task at the nearest action repeat measured; NaN where unknown."""
+        """Mean return of a task at the nearest action repeat that was measured; NaN if unknown."""
         if benchmark in self._measured:
             rows = self._measured[benchmark]
             rows = rows[rows.task == task]

@@ -1,11 +1,12 @@
-"""Measure what random actions return::
+"""Measure the returns of random actions::
 
     python -m results.random_play dmc walker_walk reacher_easy --repeats 2,4,8
     python -m results.random_play dmc cartpole_balance --repeats 8 --film
 
-Actions are uniform over the action space. ``eval_result/random/<domain>.csv`` holds a row per task
-and action repeat, its JSON how they were made; rows of other tasks stay. ``--film`` also writes the
-first episode to ``eval_result/random/<task>.mp4``, which the report shows beside the trained agent.
+Actions are uniform over the action space. ``eval_result/random/<domain>.csv`` holds one row per
+task and action repeat, and its JSON describes how they were measured. Rows of other tasks are kept.
+``--film`` also writes the first episode to ``eval_result/random/<task>.mp4``, which the report
+shows beside the trained agent.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ KEYS = ["task", "frame_skip"]
 
 
 def measure(domain: Domain, config: Config, task: str, episodes: int, seed: int) -> list[Episode]:
-    """The whole episodes that random actions play in one environment."""
+    """Play whole episodes with random actions in one environment."""
     env = domain.make_env(config, task, 1, seed)
     try:
         return play(RandomAgent(env, seed), env, episodes)
@@ -41,10 +42,10 @@ def measure(domain: Domain, config: Config, task: str, episodes: int, seed: int)
 
 
 def record(domain: Domain, config: Config, task: str, seed: int, episode: Episode) -> Path:
-    """Film ``episode`` as pictures of it are made; returns where.
+    """Film ``episode`` by playing it again. Returns the path of the video.
 
     Raises:
-        UserError: this machine cannot draw.
+        UserError: this machine cannot render.
     """
     basic = config.BasicSettings
     shape = (SIZE, SIZE, basic.ObsShape[2])
@@ -57,7 +58,8 @@ def record(domain: Domain, config: Config, task: str, seed: int, episode: Episod
 
 
 def add_rows(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write ``rows`` into the CSV ``path``, in place of those of the same task and repeat."""
+    """Write ``rows`` into the CSV ``path``. They replace rows of the same task and action
+    repeat."""
     table = pd.DataFrame(rows)
     if path.exists():
         table = pd.concat([pd.read_csv(path), table]).drop_duplicates(KEYS, keep="last")
@@ -83,7 +85,7 @@ def _arguments() -> Namespace:
 
 
 def main() -> None:
-    """Parse the flags, measure, write."""
+    """Parse the flags, measure and write the results."""
     arguments = _arguments()
     domain, (episodes,) = find_domain(arguments.domain), arguments.episodes[:1]
     repeats = arguments.repeats or [

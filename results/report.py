@@ -1,4 +1,4 @@
-"""What the report says, section by section; :mod:`results.page` writes it down."""
+"""The content of the report, section by section. :mod:`results.page` writes it to files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from results.style import save
 from results.videos import Video, best_run
 
 ENOUGH = 10
-"""Runs from which on their distribution is worth a figure."""
+"""The smallest number of runs for which their distribution is drawn."""
 MADE = "files.json"
-"""In the report's folder: what the report wrote there, so that the next one can remove it."""
+"""A list of the files that the report wrote, so that the next report can remove them."""
 
 
 @dataclass
 class Drawn:
-    """A figure: what it shows, its SVG for the page, its PNG for elsewhere."""
+    """A figure: its caption, its SVG for the page, and its PNG for other uses."""
 
     caption: str
     svg: str
@@ -44,7 +44,7 @@ class Side:
 
 @dataclass
 class Section:
-    """A heading and what is under it, in order."""
+    """A heading and the content below it, in order."""
 
     title: str
     text: str = ""
@@ -52,17 +52,18 @@ class Section:
 
 
 class Report:
-    """All of it, beside published tables.
+    """The whole report, with published tables for comparison.
 
     Args:
         findings: what was read.
-        output: where figures and CSV tables go; those of an earlier report there are removed.
-        reps: bootstrap samples.
-        random_videos: folder with ``<task>.mp4`` of random play.
+        output: the folder of figures and CSV tables. Those of an earlier report are removed from
+            it.
+        reps: the number of bootstrap samples.
+        random_videos: the folder with ``<task>.mp4`` of random play.
 
     Attributes:
         sections: in order.
-        problems: those of the findings, and what the aggregates had to leave out.
+        problems: the problems of the findings, and what the aggregates had to leave out.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Report:
         self._random_videos = random_videos
         self.problems = findings.problems
         self.sections: list[Section] = []
-        self._more: list[Shown | Drawn | Side] = []  # for the details
+        self._more: list[Shown | Drawn | Side] = []  # the content of the details
         self.written: list[str] = [MADE]
         output.mkdir(parents=True, exist_ok=True)
         remove_earlier(output)
@@ -85,12 +86,12 @@ class Report:
         self.problems[:] = dict.fromkeys(self.problems)
 
     def close(self) -> None:
-        """Note which files are the report's."""
+        """Record which files belong to the report."""
         names = sorted(set(self.written))
         (self.output / MADE).write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
 
     def path(self, name: str) -> Path:
-        """Where the report writes the file ``name``."""
+        """The path at which the report writes the file ``name``."""
         self.written.append(name)
         return self.output / name
 
@@ -119,7 +120,8 @@ class Report:
         self._aggregates(panel, section)
 
     def _aggregates(self, panel: Panel, section: Section) -> None:
-        """Only over two tasks or more: one table, and figures."""
+        """Add one table and the figures of aggregates. They are made only over two tasks or
+        more."""
         findings, unit = self._findings, self._findings.normalise.unit(panel.benchmark)
         ours = details.matrices(panel, findings)
         if not ours:
@@ -163,7 +165,8 @@ class Report:
         self.sections += [section] if panels else []
 
     def _videos(self) -> Section:
-        """One run of every setting and task, trained and random agent side by side."""
+        """The section of videos: one run of every setting and task, with the trained and the random
+        agent side by side."""
         findings = self._findings
         known = {s.run: (s.task, s.conditions, s.seed) for s in findings.scores}
         for panel in findings.panels:
@@ -217,7 +220,7 @@ NOT_FILMED = (
 
 
 def remove_earlier(output: Path) -> None:
-    """Remove the files that an earlier report wrote into ``output``, and no other."""
+    """Remove the files that an earlier report wrote into ``output``, and no others."""
     try:
         names = json.loads((output / MADE).read_text(encoding="utf-8"))
         names = [name for name in names if isinstance(name, str) and Path(name).name == name]

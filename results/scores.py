@@ -1,6 +1,6 @@
-"""Score files of ``eval_result/``: what was trained, how, and how it was evaluated.
+"""Reading score files of ``eval_result/``: what was trained, how, and how it was evaluated.
 
-What cannot be read is never dropped in silence: every reader adds a line to ``problems``.
+Nothing unreadable is dropped silently: every reader adds a line to ``problems``.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from results.names import config_name
 
 FIRST_COLUMNS = ["step", "frames", "mean", "std"]
 SEPARATOR = "--"
-"""Between a run's name and the setting of another evaluation than the default one."""
+"""Separates a run's name from the name of an evaluation setting other than the default."""
 
 
 @dataclass(frozen=True, order=True)
 class Conditions:
-    """How runs were trained: task, seed and length of training apart.
+    """How runs were trained, except for the task, the seed and the length of training.
 
     Attributes:
         benchmark: the domain's name.
-        protocol: the protocol's settings, its name first; without the action repeat.
+        protocol: the protocol's settings without the action repeat. Its name comes first.
         config: the config's short name, see :mod:`results.names`.
-        repeat: the action repeat (frame skip); 0 where every task has one of its own.
+        repeat: the action repeat (frame skip); 0 if every task has its own.
     """
 
     benchmark: str
@@ -45,12 +45,13 @@ class Conditions:
 
 @dataclass(frozen=True, order=True)
 class Evaluation:
-    """What scores of one task and one way of training must share to be averaged.
+    """What the scores of one task and one way of training must share to be averaged.
 
     Attributes:
-        frames: of training, the action repeat counted.
+        frames: frames of training; skipped frames are counted.
         frame_skip: the action repeat.
-        label: of the evaluation setting in the file's name; empty for the default one.
+        label: the label of the evaluation setting in the file's name; empty for the default
+            setting.
     """
 
     frames: int
@@ -61,12 +62,13 @@ class Evaluation:
 
     @property
     def plain(self) -> bool:
-        """Whether the run's own setting was evaluated, be it with another number of episodes."""
+        """Whether the run's own setting was evaluated. The number of episodes may differ."""
         return not self.greedy and re.fullmatch(r"(\d+ep)?-?(\d+envs)?", self.label) is not None
 
     @property
     def text(self) -> str:
-        """Such as ``50 episodes, sampled``: actions were sampled, not the policy's mode."""
+        """A description such as ``50 episodes, sampled``. Here actions were sampled, and the
+        policy's mode was not used."""
         actions = "greedy" if self.greedy else "sampled"
         return f"{self.episodes} episode{'s' * (self.episodes != 1)}, {actions}"
 
@@ -86,14 +88,14 @@ class Score:
     """The evaluations of one run under one evaluation setting.
 
     Attributes:
-        task: as the published tables write it.
-        seed: of training.
-        rows: one per checkpoint, by step; the last is the run's score.
-        finished: the last checkpoint that training writes is among them.
-        changes: of the config file, a line each.
-        size: of the model, in words.
-        cores: threads of the training process, None where unknown.
-        seconds: of training, None where unknown.
+        task: spelled as in the published tables.
+        seed: the seed of training.
+        rows: one per checkpoint, sorted by step. The last is the run's score.
+        finished: whether the last checkpoint that training writes is among them.
+        changes: the changes to the config file, one line each.
+        size: the size of the model, in words.
+        cores: threads of the training process; None if unknown.
+        seconds: duration of training; None if unknown.
     """
 
     run: str
@@ -110,12 +112,13 @@ class Score:
 
     @property
     def final(self) -> Row:
-        """The newest checkpoint's."""
+        """The row of the newest checkpoint."""
         return self.rows[-1]
 
 
 def conditions_of(about: dict[str, Any], protocol: dict[str, Any], config: Any) -> Conditions:
-    """Of a run: its ``run.json`` or score file, the protocol's settings, its config."""
+    """The conditions of a run, from its ``run.json`` or score file, the protocol's settings and its
+    config."""
     settings = {key: value for key, value in protocol.items() if key != "frame_skip"}
     names = sorted(settings, key=lambda key: (key != "name", key))
     found = tuple((name, f"{settings[name]}") for name in names)
@@ -124,7 +127,8 @@ def conditions_of(about: dict[str, Any], protocol: dict[str, Any], config: Any) 
 
 
 def read_scores(folder: Path, problems: list[str]) -> list[Score]:
-    """Every ``<run>.csv`` and ``<run>--<setting>.csv`` of ``folder`` with its JSON, by name."""
+    """Read every ``<run>.csv`` and ``<run>--<setting>.csv`` of ``folder`` with its JSON, sorted by
+    name."""
     found = [score for path in sorted(folder.glob("*.csv")) if (score := _read(path, problems))]
     problems += [
         f"{path.name}: no {path.stem}.csv beside it, so there are no scores of that run"
@@ -137,7 +141,7 @@ def read_scores(folder: Path, problems: list[str]) -> list[Score]:
 
 
 def _read(path: Path, problems: list[str]) -> Score | None:
-    """The scores of one file, or None and a line in ``problems``."""
+    """Read the scores of one file. If that fails, add a line to ``problems`` and return None."""
     try:
         rows, episodes = read_rows(path, problems)
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -163,7 +167,7 @@ def _read(path: Path, problems: list[str]) -> Score | None:
 
 
 def _score(path: Path, rows: tuple[Row, ...], episodes: int, about: dict[str, Any]) -> Score:
-    """What a score file and its JSON tell."""
+    """The score that a score file and its JSON describe."""
     training, config, protocol = about["training"], about["config"], about["protocol_settings"]
     run, label = run_and_label(path.stem, training)
     skip = int(protocol.get("frame_skip", config["BasicSettings"]["FrameSkip"]))
@@ -190,7 +194,7 @@ def _score(path: Path, rows: tuple[Row, ...], episodes: int, about: dict[str, An
 
 
 def run_and_label(stem: str, training: dict[str, Any]) -> tuple[str, str]:
-    """The run's name and the evaluation setting's label in a score file's name."""
+    """The run's name and the label of the evaluation setting, from the name of a score file."""
     name = training.get("name")
     if name and (stem == name or stem.startswith(name + SEPARATOR)):
         return name, stem[len(name + SEPARATOR) :]
@@ -199,7 +203,8 @@ def run_and_label(stem: str, training: dict[str, Any]) -> tuple[str, str]:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """A JSON file's, or nothing where it cannot be read: times are no scores."""
+    """The content of a JSON file; empty if it cannot be read, since the scores do not depend on
+    it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -208,10 +213,10 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path, problems: list[str]) -> tuple[tuple[Row, ...], int]:
-    """The rows of a score file, by step, and the episodes in each.
+    """The rows of a score file, sorted by step, and the number of episodes in each.
 
     Raises:
-        UserError: there is no row to read.
+        UserError: the file has no readable row.
     """
     text = path.read_text(encoding="utf-8")
     if not text.strip():

@@ -1,4 +1,4 @@
-"""Which scores are averaged, which stand apart, and what a way of training is called."""
+"""Decides which scores are averaged and which are reported separately, and names the settings."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from results.curves import Curve
 from results.scores import Conditions, Evaluation, Score
 
 COLOURS = ("#2a78d6", "#e0730d", "#179c72", "#b04fc4", "#c9a106", "#d64550", "#4aa7c9", "#8a6d3b")
-"""Of our settings, in every figure; they read on white and on black."""
+"""The colours of our settings in every figure, readable on white and on black."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One task under one way of training, evaluated in one way.
+    """One task under one way of training and one way of evaluation.
 
     Attributes:
-        scores: one per seed, by seed.
+        scores: one per seed, sorted by seed.
     """
 
     task: str
@@ -35,27 +35,27 @@ class Result:
 
     @property
     def mean(self) -> float:
-        """Over seeds."""
+        """The mean over seeds."""
         return float(np.mean(list(self.values.values())))
 
     @property
     def low(self) -> float:
-        """The lowest seed's."""
+        """The score of the lowest seed."""
         return min(self.values.values())
 
     @property
     def high(self) -> float:
-        """The highest seed's."""
+        """The score of the highest seed."""
         return max(self.values.values())
 
 
 Results = dict[Conditions, dict[str, Result]]
-"""Way of training -> task -> what counts."""
+"""Way of training -> task -> the result that counts."""
 
 
 def merge_repeats(scores: list[Score], curves: list[Curve]) -> tuple[list[Score], list[Curve]]:
-    """Forget the action repeat in the conditions of those trained with one repeat on every task:
-    tasks of one setting may differ in it, runs of one task may not."""
+    """Drop the action repeat from the conditions of settings that use one repeat for each task. The
+    tasks of one setting may differ in the repeat, but the runs of one task may not."""
     repeats: dict[Conditions, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     plain = [score for score in scores if not score.evaluation.label]
     for item in [*plain, *curves]:
@@ -75,11 +75,12 @@ def merge_repeats(scores: list[Score], curves: list[Curve]) -> tuple[list[Score]
 def settle(
     scores: list[Score], budgets: dict[tuple[str, str], int], problems: list[str]
 ) -> tuple[Results, list[Score]]:
-    """What counts, one evaluation per setting and task, and the scores of all others.
+    """Choose the scores that count, one evaluation per setting and task. Returns them and all other
+    scores.
 
-    Finished runs go before unfinished ones; the run's own setting with sampled actions (be it with
-    another number of episodes) before others; what is nearest to the published budget (``budgets``,
-    by benchmark and task) before the rest; then more seeds, then more episodes.
+    Finished runs are preferred to unfinished ones. The next criterion is the run's own setting with
+    sampled actions, with any number of episodes. Then the length nearest to the published budget
+    (``budgets``, by benchmark and task) is preferred, then more seeds, then more episodes.
     """
     groups: dict[Conditions, dict[str, dict[Evaluation, list[Score]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
@@ -117,7 +118,7 @@ def _rank(evaluation: Evaluation, scores: list[Score], budget: int | None) -> tu
 
 
 def _one_per_seed(task: str, scores: list[Score], problems: list[str]) -> tuple[Score, ...]:
-    """The first run of every seed; the others are named."""
+    """The first run of every seed. The others are named in ``problems``."""
     runs: dict[int, list[Score]] = defaultdict(list)
     for score in sorted(scores, key=lambda s: (s.seed, s.run)):
         runs[score.seed].append(score)
@@ -132,7 +133,7 @@ def _one_per_seed(task: str, scores: list[Score], problems: list[str]) -> tuple[
 
 
 def check_seeds(results: Results, names: dict[Conditions, str], problems: list[str]) -> None:
-    """Say which tasks have fewer seeds than others of their setting."""
+    """Report tasks that have fewer seeds than other tasks of their setting."""
     for conditions, tasks in results.items():
         by_seeds: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for task, result in tasks.items():
@@ -148,7 +149,8 @@ def check_seeds(results: Results, names: dict[Conditions, str], problems: list[s
 
 
 def name_all(every: Iterable[Conditions]) -> dict[Conditions, str]:
-    """A short name for each: the config's, with what else tells settings of a benchmark apart."""
+    """A short name for each setting: the name of its config, and whatever else distinguishes the
+    settings of a benchmark."""
     every = list(every)
     names = {}
     for conditions in every:
@@ -167,7 +169,7 @@ def name_all(every: Iterable[Conditions]) -> dict[Conditions, str]:
 
 
 def colour_all(every: Iterable[Conditions]) -> dict[Conditions, str]:
-    """A colour for each, in the order given, within its benchmark."""
+    """A colour for each setting, in the given order, within its benchmark."""
     colours: dict[Conditions, str] = {}
     seen: dict[str, int] = defaultdict(int)
     for conditions in every:

@@ -1,4 +1,4 @@
-"""A table to read, and how numbers are written in all of them."""
+"""Tables for reading, and the format of numbers in all of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ NONE = "-"
 
 @dataclass
 class Shown:
-    """A table whose cells are text already.
+    """A table whose cells are already text.
 
     Attributes:
-        head: rows of (text, columns it spans).
-        rows: a line break in a cell divides the number from what belongs to it.
+        head: rows of (text, number of columns it spans).
+        rows: a line break in a cell separates the number from its additional information.
         notes: footnotes.
-        strong: rows of means, set apart.
+        strong: rows of means, which are emphasised.
         marked: columns of our own runs.
         words: columns that hold words.
-        folded: shown on demand.
+        folded: whether the table is shown only on demand.
     """
 
     caption: str
@@ -39,27 +39,27 @@ def simple(caption: str, head: list[str], rows: list[list[str]], **options: obje
 
 
 def score(value: float | None) -> str:
-    """A score: one decimal, thousands apart."""
+    """Format a score with one decimal and a thousands separator."""
     return NONE if value is None or np.isnan(value) else f"{value + 0.0:,.1f}"
 
 
 def share(value: float | None) -> str:
-    """A normalised score or a probability: three decimals."""
+    """Format a normalised score or a probability with three decimals."""
     return NONE if value is None or np.isnan(value) else f"{value + 0.0:.3f}"
 
 
 def count(value: float | None) -> str:
-    """A whole number, thousands apart."""
+    """Format a whole number with a thousands separator."""
     return NONE if value is None or np.isnan(value) else f"{round(value):,}"
 
 
 def counts(values: set[int], unit: str = "") -> str:
-    """Several of them: ``1 seed``, ``1 to 3 seeds``."""
+    """Format the range of several numbers: ``1 seed``, ``1 to 3 seeds``."""
     low, high = min(values), max(values)
     text = count(low) if low == high else f"{count(low)} to {count(high)}"
     return f"{text} {unit}{'s' * (high != 1)}" if unit else text
 
 
 def spread(low: float, high: float, written: object = score) -> str:
-    """``low`` to ``high``, empty where either is unknown."""
+    """Format the range from ``low`` to ``high``; empty if either is unknown."""
     return "" if np.isnan(low) or np.isnan(high) else f"{written(low)} to {written(high)}"

@@ -1,7 +1,7 @@
-"""How figures look and are written: as PNG and PDF for elsewhere, as SVG in the page.
+"""The style and the file formats of figures: PNG and PDF for other uses, SVG for the page.
 
-Text, grid and background are drawn in colours of their own, which the page's SVG gets from the
-style sheet: so a figure is readable on white and on black.
+Text, grid and background have fixed colours in the files. In the page's SVG the style sheet sets
+these colours, so a figure is readable on white and on black.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 INK, FAINT, PAPER, GREY = "#222323", "#d9dadb", "#fefefd", "#80858c"
 THEMED = {INK: "var(--ink)", FAINT: "var(--faint)", PAPER: "var(--paper)"}
 MARKERS = ("D", "s", "^", "v", "P", "X", "o", "p", "h", "*")
-"""Of published methods."""
+"""The markers of published methods."""
 
 pyplot.rcParams.update(
     {
@@ -32,12 +32,13 @@ pyplot.rcParams.update(
 
 
 def save(figure: Figure, path: Path) -> str:
-    """Write ``path``.png and ``path``.pdf; returns the SVG for the page."""
+    """Write ``path``.png and ``path``.pdf. Returns the SVG for the page."""
     figure.savefig(path.with_suffix(".png"), dpi=130, facecolor="white")
-    # Without dates, so that the same results make the same file.
+    # Dates are left out, so that the same results give the same file.
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
     text = io.StringIO()
-    with pyplot.rc_context({"svg.hashsalt": path.name}):  # names within must differ in one page
+    # The ids inside the figures of one page must differ.
+    with pyplot.rc_context({"svg.hashsalt": path.name}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     pyplot.close(figure)
     svg = text.getvalue()

@@ -1,4 +1,5 @@
-"""The videos of runs, for the page: sequences set apart, imagined frames marked."""
+"""The videos of runs for the page, with gaps between sequences and frames around imagined
+images."""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ from pwm_core.runs.mp4 import VideoWriter, read_video
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kind of video shows.
+    """The content of a kind of video.
 
     Attributes:
-        rows: its panels from top to bottom; none where it is one picture.
+        rows: its panels from top to bottom; empty if it is a single picture.
     """
 
     caption: str
@@ -38,17 +39,17 @@ KINDS = {
     ),
     "imagination": Kind("imagined by the policy from a real frame on", ("imagined",)),
 }
-"""In this order; the others hold nothing that these do not."""
+"""The kinds of video in the order shown. Other kinds add nothing to these."""
 MOST_BYTES = 40_000_000
-"""Of all videos in one page."""
+"""The largest total size of all videos in one page, in bytes."""
 LEAST = 256
-"""Pixels of the shorter side of a video that is laid out anew."""
+"""Laid-out videos are enlarged until both sides have at least this many pixels."""
 IMAGINED, GAP_COLOUR = (214, 60, 200), (128, 133, 140)
 
 
 @dataclass(frozen=True)
 class Video:
-    """One mp4 and what it shows; ``step`` is None where its name does not tell."""
+    """One mp4 and its content. ``step`` is None if the file's name does not contain it."""
 
     run: str
     kind: str
@@ -57,15 +58,16 @@ class Video:
 
     @property
     def caption(self) -> str:
-        """What is to be seen, and when it was recorded."""
+        """What the video shows, and when it was recorded."""
         when = f", step {self.step:,}" if self.step is not None else ""
         return f"{KINDS[self.kind].caption}{when}"
 
 
 def find_videos(scores: Path, runs: Path, problems: list[str]) -> list[Video]:
-    """The newest of each kind of each run: of run folders, and ``<run>.<kind>.mp4`` in ``scores``.
+    """The newest video of each kind of each run, from run folders and from ``<run>.<kind>.mp4`` in
+    ``scores``.
 
-    A run's first evaluated episode stands for its others.
+    Of a run's evaluated episodes only the first is shown.
     """
     found: dict[tuple[str, str], Video] = {}
     for path in sorted(scores.glob("*.mp4")):
@@ -74,7 +76,7 @@ def find_videos(scores: Path, runs: Path, problems: list[str]) -> list[Video]:
             found[name, kind] = Video(name, kind, None, path)
     for path in sorted(runs.glob("*/videos/*.mp4")):
         match = re.fullmatch(r"([a-z]+?)0?_(\d+)", path.stem)
-        if match and match[1] in KINDS:  # names sort by step, so the newest stays
+        if match and match[1] in KINDS:  # Names sort by step, so the newest is kept.
             run = path.parents[1].name
             found[run, match[1]] = Video(run, match[1], int(match[2]), path)
     for run, kind in list(found):
@@ -88,8 +90,8 @@ def _order(video: Video) -> tuple[str, int]:
 
 
 def best_run(videos: list[Video], seeds: dict[str, int]) -> str:
-    """Of the runs in ``videos`` the one to show: filmed in an evaluation, with the most kinds of
-    video, and of the lowest seed."""
+    """The run in ``videos`` to show. A run filmed in an evaluation is preferred, then the most
+    kinds of video, then the lowest seed."""
 
     def rank(run: str) -> tuple[bool, int, int, str]:
         kinds = [video.kind for video in videos if video.run == run]
@@ -99,7 +101,7 @@ def best_run(videos: list[Video], seeds: dict[str, int]) -> str:
 
 
 def _within(videos: list[Video], problems: list[str]) -> list[Video]:
-    """As many as fit into :data:`MOST_BYTES`; the others are named."""
+    """As many videos as fit into :data:`MOST_BYTES`. The others are named in ``problems``."""
     kept, total = [], 0
     for video in videos:
         size = video.path.stat().st_size
@@ -115,9 +117,10 @@ def _within(videos: list[Video], problems: list[str]) -> list[Video]:
 
 
 def laid_out(video: Video, problems: list[str]) -> bytes:
-    """The mp4, with gaps between its sequences and a coloured frame around what is imagined.
+    """The mp4 with gaps between its sequences and a coloured frame around imagined images.
 
-    What cannot be read, or has another layout than the world model's videos, is left as it is.
+    A video that cannot be read, or whose layout is not that of the world model's videos, is left
+    unchanged.
     """
     content, panels = video.path.read_bytes(), len(KINDS[video.kind].rows)
     if not panels:
@@ -139,8 +142,9 @@ def laid_out(video: Video, problems: list[str]) -> bytes:
 
 
 def space(frames: np.ndarray, kind: str) -> np.ndarray | None:
-    """(T, P*S, R*S, 3) uint8, P panels of R square tiles without gaps -> the same tiles, set apart,
-    those that are imagined in a frame of :data:`IMAGINED`; None for another layout."""
+    """Separate the tiles of ``frames``, (T, P*S, R*S, 3) uint8 with P panels of R square tiles
+    without gaps. Imagined tiles get a frame in the colour :data:`IMAGINED`. Returns None for
+    another layout."""
     panels = len(KINDS[kind].rows)
     length, height, width, _ = frames.shape
     size, rest = divmod(height, panels)
@@ -161,8 +165,9 @@ def space(frames: np.ndarray, kind: str) -> np.ndarray | None:
 
 
 def _imagined(tile: np.ndarray, row: str) -> np.ndarray:
-    """(T,) bool: which frames of a tile (T, S, S, 3) no environment showed. Open-loop predictions
-    carry a line on top, red where predicted and green where given."""
+    """(T,) bool: the frames of a tile (T, S, S, 3) that no environment showed. Open-loop
+    predictions have a line at the top, which is red for predicted frames and green for given
+    ones."""
     length, size = tile.shape[:2]
     if row == "imagined":
         return np.arange(length) > 0

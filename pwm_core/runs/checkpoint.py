@@ -1,4 +1,4 @@
-"""What a run continues from, exactly: after an interruption, or when it is extended.
+"""Resume points, from which an interrupted or extended run continues exactly.
 
 ::
 
@@ -31,13 +31,13 @@ from pwm_core.errors import UserError
 from pwm_core.runs.files import numbers, read_tensors, sha256, write_tensors, write_text
 
 POINTS = 2
-"""Points kept: should the newest be damaged, the one before serves."""
+"""The number of points kept. If the newest is damaged, the one before it is used."""
 FILE = re.compile(r"(checkpoints|resume|replay)/[0-9]{9,}(-[0-9]{9,})?\.pt")
-"""What a manifest may name."""
+"""The file names that a manifest may contain."""
 
 
 class Transitions(Protocol):
-    """What is saved of a replay; see ``pwm_core.training.replay_buffer.ReplayBuffer``.
+    """The replay that is saved; see ``pwm_core.training.replay_buffer.ReplayBuffer``.
 
     Attributes:
         total: steps of each environment stored since the run began.
@@ -85,7 +85,7 @@ class Point:
 
 
 def _digest(point: dict[str, Any]) -> str:
-    """The SHA-256 of a manifest's content, which it also holds."""
+    """The SHA-256 of a manifest's content. The manifest holds it too."""
     return hashlib.sha256(json.dumps(point).encode()).hexdigest()
 
 
@@ -125,7 +125,8 @@ class ResumePoints:
         self._prune()
 
     def _save_transitions(self, replay: Transitions) -> None:
-        """Write transitions that are in no chunk yet; forget chunks that the replay has dropped."""
+        """Write the transitions that are in no chunk yet, and forget chunks that the replay has
+        dropped."""
         oldest = replay.total - replay.size
         first = max(oldest, self._chunks[-1].last if self._chunks else 0)
         if first < replay.total:
@@ -153,10 +154,10 @@ class ResumePoints:
                     path.unlink()
 
     def needed(self) -> set[str]:
-        """The files that any point needs, relative to the run's folder."""
+        """The files that at least one point needs, relative to the run's folder."""
         names: set[str] = set()
         for step in self.steps():
-            # Damage is reported when a run is to continue from the point.
+            # Damage is reported when a run continues from the point.
             with contextlib.suppress(UserError):
                 names |= self._read(step).all_files().keys()
         return names
@@ -234,5 +235,5 @@ class ResumePoints:
         for step in self.steps()[:-1]:
             self._manifest(step).unlink()
         self._prune()
-        for path in self.folder.glob("replay/*.bin"):  # what the replay kept on disk to sample from
+        for path in self.folder.glob("replay/*.bin"):  # The replay sampled from these files.
             path.unlink()

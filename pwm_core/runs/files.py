@@ -22,7 +22,8 @@ from pwm_core.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces ``path`` if the block succeeds, or else is removed."""
+    """Yield a temporary path. It replaces ``path`` if the block succeeds, and is removed
+    otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync_directory(path.parent)
     except OSError as error:
-        if not error.filename:  # a full disk names none
+        if not error.filename:  # a full disk names no file
             error.filename = str(path)
         raise
     finally:
@@ -41,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on ``folder``, which is made if it is missing; wait until it is free.
+    """Hold a lock on ``folder``, which is created if it is missing. Wait until the lock is free.
 
     On file systems that cannot lock a folder (some network ones) nothing is locked.
     """
@@ -71,16 +72,16 @@ def _sync_directory(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``."""
+    """Replace the content of ``path`` with ``text``."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: Path, content: Any, *, compress: bool = False) -> str:
-    """Replace ``path`` by a torch archive; returns its SHA-256.
+    """Replace ``path`` with a torch archive. Returns its SHA-256.
 
     Args:
-        compress: deflate the archive, which torch reads all the same.
+        compress: whether to deflate the archive. torch can read it either way.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -124,12 +125,12 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
         return torch.load(path, map_location=device, weights_only=True)
     except torch.OutOfMemoryError:
         raise
-    except pickle.UnpicklingError:  # torch's text tells how to load it unsafely
+    except pickle.UnpicklingError:  # torch's own message explains how to load it unsafely
         raise UserError(
             f"{path} cannot be read: it is no checkpoint, for it holds something other than "
             "tensors and plain values; nothing in it was executed"
         ) from None
-    except Exception as error:  # damaged bytes raise whatever the reader stumbles over
+    except Exception as error:  # damaged bytes can raise any exception
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read: {reason}") from None
 
@@ -138,21 +139,22 @@ def check_archive(path: Path) -> None:
     """Compare the content of a torch archive with the checksums in it.
 
     Raises:
-        UserError: the file is missing, no archive, or damaged.
+        UserError: the file is missing, is not an archive, or is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-    except Exception:  # damaged bytes raise whatever the reader stumbles over
+    except Exception:  # damaged bytes can raise any exception
         raise UserError(f"{path} cannot be read: it is damaged or no checkpoint") from None
     if damaged is not None:
         raise UserError(f"{path} is damaged: the checksum of {damaged} in it differs")
 
 
 def to_tensors(tree: Any) -> Any:
-    """Nested dicts and lists with NumPy arrays turned into tensors, which load without code."""
+    """Turn the NumPy arrays in nested dicts and lists into tensors, which load without running
+    code."""
     if isinstance(tree, np.ndarray):
         return torch.from_numpy(tree)
     if isinstance(tree, dict):

@@ -12,7 +12,7 @@ import numpy as np
 from pwm_core.runs.files import replacing
 
 FRAMES_PER_SECOND = 15
-"""An Atari step of 4 frames lasts 1/15 s on the console."""
+"""The frame rate of videos. An Atari step of 4 frames lasts 1/15 s on the console."""
 
 
 class VideoWriter:

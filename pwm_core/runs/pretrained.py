@@ -3,7 +3,7 @@
     python -m pwm_core.runs.pretrained <run name>     # publish a run of ckpt/ in pretrained/
 
 A published agent holds the config, ``run.json`` and the weights of the last checkpoint, in half
-precision. ``eval.py`` copies it to ``ckpt/`` when it is asked for a run of that name and there is
+precision. ``eval.py`` copies it to ``ckpt/`` if it is asked for a run of that name and there is
 none.
 """
 
@@ -21,14 +21,14 @@ from pwm_core.runs.files import write_tensors
 from pwm_core.runs.run_folder import RunFolder
 
 PRETRAINED = LogDir(REPOSITORY / "pretrained")
-"""Its runs lie in ``pretrained/ckpt/``."""
+"""The folder of published agents. Their runs are in ``pretrained/ckpt/``."""
 ABOUT = ("config.yaml", "run.json")
 
 
 def fetch(name: str, logdir: LogDir) -> None:
-    """Copy the published agent ``name`` into ``logdir``, where no run has that name.
+    """Copy the published agent ``name`` into ``logdir``, which has no run of that name.
 
-    Nothing happens where no agent of that name is published.
+    If no agent of that name is published, nothing happens.
 
     Raises:
         UserError: ``name`` cannot be the name of a run.
@@ -57,7 +57,7 @@ def publish(folder: RunFolder) -> RunFolder:
 
 
 def _halved(tree: Any) -> Any:
-    """A nest of dicts with its float32 matrices in float16; statistics keep their precision."""
+    """Nested dicts with their float32 matrices in float16. Statistics keep their precision."""
     if isinstance(tree, dict):
         return {key: _halved(value) for key, value in tree.items()}
     matrix = isinstance(tree, torch.Tensor) and tree.ndim > 1 and tree.dtype == torch.float32

@@ -42,7 +42,7 @@ from pwm_core.runs.files import (
 EXTENDABLE = ("JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength")
 """Keys that may be raised when a run continues."""
 NAME_BYTES = 200
-"""Longest name of a run: a file system allows 255 bytes, and score files add to the name."""
+"""The longest name of a run. A file system allows 255 bytes, and score files add a suffix."""
 
 
 def _check_name(name: str) -> str:
@@ -131,11 +131,11 @@ class RunFolder:
                 mine = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
             except BlockingIOError:
                 mine = False
-            if not mine:  # held by another, or removed by one that ended just now
+            if not mine:  # Another process holds it, or one that has just ended removed it.
                 file.seek(0)
                 owner = file.read(200).decode(errors="replace").strip() or "another process"
                 raise UserError(f"run {self.name} is being trained by {owner}")
-            with contextlib.suppress(OSError):  # on a full disk it is a lock without a name
+            with contextlib.suppress(OSError):  # On a full disk the lock file stays empty.
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {os.uname().nodename}\n".encode())
             for name in ("", "resume", "replay", "checkpoints"):
@@ -161,8 +161,8 @@ class RunFolder:
     def differences(self, config: Config, metadata: dict[str, Any], defaults: str) -> list[str]:
         """Why the run cannot continue with these settings: one text per key.
 
-        A larger ``SampleMaxSteps`` is allowed. So is a larger ``BufferMaxLength``, as long as the
-        replay has not dropped anything.
+        A larger ``SampleMaxSteps`` is allowed. A larger ``BufferMaxLength`` is also allowed, as
+        long as the replay has not dropped anything.
         """
         before, now = self.config(defaults).model_dump(), config.model_dump()
         was, trained = self.metadata(), max(self.steps(), default=0)
@@ -178,7 +178,7 @@ class RunFolder:
         ]
 
     def extend(self, config: Config, defaults: str) -> None:
-        """Write the config of a run that continues, if it is longer than before."""
+        """Write the config of a run that continues, if the run is longer than before."""
         before = self.config(defaults)
         if config != before:
             total = before.JointTrainAgent.SampleMaxSteps
@@ -237,7 +237,7 @@ class RunFolder:
         return folder
 
     def config(self, defaults: str) -> Config:
-        """The run's resolved config. Keys that were added to the project since have the values of
+        """The run's resolved config. Keys that were added to the project later get the values of
         ``defaults``, the domain's full config."""
         return load_config(self._config, defaults=defaults)
 
@@ -274,16 +274,16 @@ class RunFolder:
         return self.path / "checkpoints" / f"{step:09d}.pt"
 
     def save(self, step: int, weights: dict[str, Any]) -> dict[str, str]:
-        """Write the weights of ``step``; returns the file's name in the folder and its SHA-256."""
+        """Write the weights of ``step``. Returns the file's name in the folder and its SHA-256."""
         path = self.checkpoint(step)
         digest = write_tensors(path, {"step": step, **weights})
         return {str(path.relative_to(self.path)): digest}
 
     def prune(self, keep: int | None) -> None:
-        """Remove old weights, but keep those that the run can continue from.
+        """Remove old weights, except those that the run can continue from.
 
         Args:
-            keep: how many of the newest checkpoints keep their weights; None: all.
+            keep: how many of the newest checkpoints keep their weights; None keeps all.
         """
         needed = self.points.needed()
         for step in self.steps()[:-keep] if keep else []:
@@ -316,10 +316,10 @@ class RunFolder:
         return [int(which)]
 
     def load_weights(self, step: int, device: torch.device) -> dict[str, Any]:
-        """Read the weights of ``step``, after a comparison of their checksums.
+        """Read the weights of ``step`` after verifying their checksums.
 
         Raises:
-            UserError: the file is missing or damaged, or holds something else.
+            UserError: the file is missing, damaged, or holds something else.
         """
         check_archive(self.checkpoint(step))
         content = read_tensors(self.checkpoint(step), device)

@@ -1,7 +1,8 @@
 """Score files: ``eval_result/<run>.csv``, or ``<run>--<setting>.csv`` for other settings.
 
-The setting that the run's own config asks for has no name. Every other one names what differs, such
-as ``greedy-1ep`` or ``frameskip3``. A JSON of the same name beside each CSV holds its provenance.
+The setting of the run's own config has no name. The name of any other setting says what differs,
+such as ``greedy-1ep`` or ``frameskip3``. A JSON of the same name beside each CSV holds its
+provenance.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from pwm_core.paths import LogDir, find_logdir
 from pwm_core.runs.files import locked, write_text
 
 DECISIVE = ("protocol_settings", "training")
-"""Entries of a score file's provenance that must be equal for rows to stand in one file."""
+"""Entries of a score file's provenance that must be equal for all rows of one file."""
 NEUTRAL = ("UseAmp", "TF32", "Compile", "Threads")
-"""Keys of BasicSettings that say how numbers are computed and not what is evaluated."""
+"""Keys of BasicSettings that affect how numbers are computed, but not what is evaluated."""
 NAME_BYTES = 30
-"""Longest name of a setting: with the run's name it must fit into a file's."""
+"""The longest name of a setting. With the run's name it must fit into a file name."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Settings:
 
 
 def setting_name(own: Config, config: Config, *, episodes: int, greedy: bool) -> str:
-    """A short name for what an evaluation does otherwise than the run's config says, or "".
+    """A short name for how an evaluation differs from the run's config; "" if it does not.
 
     Args:
         own: the run's own config.
-        config: the one evaluated with.
-        episodes: how many are played.
-        greedy: whether the policy's mode is played.
+        config: the config of the evaluation.
+        episodes: the number of episodes.
+        greedy: whether actions are the policy's mode.
     """
     parts = ["greedy"] if greedy else []
     if episodes != own.JointTrainAgent.EvalEpisodes:
@@ -70,18 +71,18 @@ def setting_name(own: Config, config: Config, *, episodes: int, greedy: bool) ->
 class ScoreFile:
     """One row per checkpoint of a run, evaluated under one setting.
 
-    Scores of an earlier training run of the same name are never mixed in: the files that hold them
+    Scores of an earlier training run of the same name are never mixed in. The files that hold them
     move to ``eval_result/set_aside/`` when the first new row is written.
 
     Args:
         run: the run's name.
         setting: the name of the evaluation setting; see :func:`setting_name`.
         settings: what the rows have in common.
-        provenance: what else the JSON says.
+        provenance: the other content of the JSON.
         logdir: holds ``eval_result/``; by default the one that :func:`find_logdir` finds.
 
     Raises:
-        UserError: the CSV that is there is damaged.
+        UserError: the existing CSV is damaged.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class ScoreFile:
             self._read()
 
     def _is_ours(self) -> bool:
-        """Whether a CSV is there that new rows may join."""
+        """Whether there is a CSV to which new rows may be added."""
         try:
             before = json.loads(self.json.read_text(encoding="utf-8"))
             same = all(before.get(key) == value for key, value in self._decisive.items())
@@ -112,7 +113,7 @@ class ScoreFile:
         return same and self.csv.exists()
 
     def _set_aside(self) -> None:
-        """Move the files of another training run out of the way, and say where they are."""
+        """Move the files of another training run to another folder, and print where they are."""
         folder = self.folder / "set_aside"
         folder.mkdir(exist_ok=True)
         number = 1
@@ -140,14 +141,14 @@ class ScoreFile:
             ) from None
 
     def add(self, step: int, frames: int, returns: list[float]) -> None:
-        """Write the row of ``step``, in place of an earlier one of the same step.
+        """Write the row of ``step``. It replaces an earlier row of the same step.
 
         Other processes may add rows to the same file at the same time.
 
         Args:
             step: agent steps of training.
             frames: frames of training.
-            returns: of the evaluated episodes.
+            returns: the returns of the evaluated episodes.
         """
         values = [float(np.mean(returns)), float(np.std(returns)), *returns]
         row = [str(step), str(frames), *(f"{value:.10g}" for value in values)]

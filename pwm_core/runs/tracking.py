@@ -1,4 +1,4 @@
-"""Metrics and videos: always a local ``metrics.jsonl``; wandb and TensorBoard when asked for."""
+"""Metrics and videos: always a local ``metrics.jsonl``, and wandb and TensorBoard if requested."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Sink(Protocol):
     """A receiver of metrics and videos."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """All scalars of one step."""
+        """Receive all scalars of one step."""
 
     def video(self, step: int, name: str, frames: np.ndarray, path: Path) -> None:
-        """``frames`` (T, H, W, 3) uint8, already written to ``path`` as mp4."""
+        """Receive ``frames`` (T, H, W, 3) uint8, which are already written to ``path`` as mp4."""
 
     def close(self) -> None:
         """Write everything and close."""
@@ -57,7 +57,7 @@ class JsonLines:
         self._waiting: list[bytes] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Sync the file; returns its size and the lines that wait."""
+        """Sync the file. Returns its size and the pending lines."""
         with contextlib.suppress(OSError):
             os.fsync(self._file)
         return {"size": self._end, "waiting": [line.decode() for line in self._waiting]}
@@ -75,7 +75,7 @@ class JsonLines:
         self._waiting = [line.encode() for line in state["waiting"]]
 
     def _whole_lines(self) -> tuple[int, int]:
-        """Bytes of all whole lines of the file, and the step of the last one."""
+        """The number of bytes of all complete lines of the file, and the step of the last one."""
         text = os.pread(self._file, self._end, 0)
         whole = text[: text.rfind(b"\n") + 1]
         try:
@@ -90,7 +90,7 @@ class JsonLines:
         self._write()
 
     def _write(self) -> None:
-        """Write the lines that wait. A line that does not fit as a whole is removed again."""
+        """Write the pending lines. A line that does not fit completely is removed again."""
         warned = len(self._waiting) > 1
         while self._waiting:
             line = self._waiting[0]
@@ -108,7 +108,7 @@ class JsonLines:
             self._waiting.pop(0)
 
     def video(self, step: int, name: str, frames: np.ndarray, path: Path) -> None:
-        """Nothing: videos are separate files."""
+        """Do nothing, because videos are separate files."""
 
     def close(self) -> None:
         """Close the file."""
@@ -119,7 +119,8 @@ class JsonLines:
 
 
 def wandb_mode() -> str:
-    """``online`` when a key is set, else ``offline``; the variable ``WANDB_MODE`` decides first."""
+    """``online`` if a key is set, else ``offline``. The variable ``WANDB_MODE`` takes
+    precedence."""
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
     if os.environ.get("WANDB_API_KEY"):
@@ -139,8 +140,8 @@ class Wandb:
         directory: the run's folder.
         name: the run's name.
         project: the project's name.
-        config: what the run's page shows as its config.
-        run_id: wandb's id of the run; the same one continues it.
+        config: the config shown on the run's page.
+        run_id: wandb's id of the run. Using the same id continues the run.
 
     Raises:
         UserError: wandb is not installed, or cannot start.
@@ -167,7 +168,7 @@ class Wandb:
         self._run.define_metric("*", step_metric="step")
 
     def _begin(self, mode: str, **options: Any) -> None:
-        """Start wandb; offline where it is to be online and cannot be.
+        """Start wandb. If it should be online and cannot be, it starts offline.
 
         Raises:
             UserError: it cannot start offline either.
@@ -175,7 +176,7 @@ class Wandb:
         why = "WANDB_MODE is offline" if os.environ.get("WANDB_MODE") else "no API key is set"
         try:
             self._run = self._wandb.init(mode=mode, **options)
-        except Exception as error:  # not all of them are wandb.Error
+        except Exception as error:  # not all of these errors are wandb.Error
             reason = " ".join(str(error).split())[:300]
             if mode != "online":
                 raise UserError(f"wandb cannot start: {reason}") from None
@@ -208,7 +209,7 @@ class TensorBoard:
     Args:
         directory: the run's folder.
         config: the resolved config as YAML, shown as text.
-        after: the step a resumed run continues from; what was recorded beyond it is not shown.
+        after: the step that a resumed run continues from. Later records of the run are not shown.
     """
 
     def __init__(self, directory: Path, config: str, after: int = 0) -> None:
@@ -221,7 +222,8 @@ class TensorBoard:
         self._writer = SummaryWriter(
             str(directory / "tensorboard"), purge_step=after + 1 if after else None
         )
-        self._writer.add_text("config", textwrap.indent(config, "    "), after)  # Markdown's code
+        # Markdown shows indented text as code
+        self._writer.add_text("config", textwrap.indent(config, "    "), after)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write the scalars of one step."""
@@ -230,7 +232,7 @@ class TensorBoard:
         self._writer.flush()
 
     def video(self, step: int, name: str, frames: np.ndarray, path: Path) -> None:
-        """TensorBoard shows a video as its frames side by side: (3, H, T*W)."""
+        """Write a video as its frames side by side, (3, H, T*W)."""
         strip = np.concatenate(list(frames[:: max(1, len(frames) // 8)]), axis=1)
         self._writer.add_image(name, strip, step, dataformats="HWC")
 
@@ -242,7 +244,7 @@ class TensorBoard:
 class Tracker:
     """Collects the metrics of a step and passes them to all sinks as one record.
 
-    Only ``metrics.jsonl`` matters to a run: after a sink or a video fails there is a warning, and
+    A run needs only ``metrics.jsonl``. If a sink or a video fails, a warning is printed and
     training continues.
 
     Args:
@@ -258,7 +260,7 @@ class Tracker:
         self._step, self._pending = 0, dict[str, float]()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Add ``metrics`` to the record of ``step``; it is written when a later step comes."""
+        """Add ``metrics`` to the record of ``step``. It is written when a later step comes."""
         if step != self._step:
             self.flush()
             self._step = step
@@ -282,7 +284,7 @@ class Tracker:
             self._pending = {}
 
     def _each(self, call: Callable[[Sink], None]) -> None:
-        """Call every sink; one that fails is dropped."""
+        """Call every sink. A sink that fails is dropped."""
         for sink in list(self._sinks):
             try:
                 call(sink)
@@ -294,14 +296,14 @@ class Tracker:
                 print(f"warning: {name} failed and is left out from now on: {reason[:300]}")
 
     def close(self) -> None:
-        """Write what is pending and close every sink."""
+        """Write the pending record and close every sink."""
         self.flush()
         self._each(lambda sink: sink.close())
 
 
 def progress_bar(total: int, unit: str, *, initial: int = 0, phase: str = "") -> tqdm:
-    """A bar with mean speed and time left, behind the name of the ``phase``; in a log file a line
-    every ten seconds is enough."""
+    """A bar with the mean speed and the remaining time, after the name of the ``phase``. In a log
+    file it writes only one line every ten seconds."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=total,

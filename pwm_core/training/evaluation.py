@@ -11,8 +11,8 @@ from pwm_core.training.episode_videos import Episode
 
 
 def quotas(episodes: int, num_envs: int) -> np.ndarray:
-    """How many episodes each environment plays, (N,). Fixed beforehand, so that short episodes are
-    not overrepresented."""
+    """How many episodes each environment plays, (N,). The quotas are fixed beforehand, so that
+    short episodes are not overrepresented."""
     share, rest = divmod(episodes, num_envs)
     return np.array([share + (i < rest) for i in range(num_envs)])
 
@@ -23,9 +23,10 @@ def play(
     """Play whole episodes.
 
     Args:
-        env: its environments share the episodes; one whose quota is played continues unrecorded.
-        episodes: how many are played in all.
-        greedy: take the policy's mode instead of a sample.
+        env: its environments share the episodes. One that has played its quota continues
+            unrecorded.
+        episodes: how many are played in total.
+        greedy: whether to take the policy's mode instead of a sample.
 
     Returns:
         the episodes, environment by environment.
@@ -53,36 +54,37 @@ def play(
 
 
 class RandomAgent:
-    """Uniformly random actions, behind the part of an agent that :func:`play` needs.
+    """Uniformly random actions, with the part of an agent's interface that :func:`play` needs.
 
     Args:
         env: the environments to act in.
-        seed: of the actions.
+        seed: the seed of the actions.
     """
 
     def __init__(self, env: VectorEnv, seed: int) -> None:
         self._env, self._rng = env, np.random.default_rng(seed)
 
     def initial_state(self, num_envs: int) -> None:
-        """There is no state."""
+        """Do nothing, because there is no state."""
 
     def act(
         self, obs: np.ndarray, is_first: np.ndarray, state: None, *, greedy: bool = False
     ) -> np.ndarray:
-        """Uniform actions for all environments: (N,) int64 or (N, A) float32."""
-        # Not self._env.random_actions, which is a domain's warm-up: in Freeway it presses up.
+        """Draw uniform actions for all environments: (N,) int64 or (N, A) float32."""
+        # self._env.random_actions is not used, because it is a domain's warm-up: in Freeway it
+        # presses up.
         return VectorEnv.random_actions(self._env, self._rng)
 
 
 def evaluate(
     agent: Agent | RandomAgent, env: VectorEnv, episodes: int, *, greedy: bool = False
 ) -> list[float]:
-    """The undiscounted returns of the episodes of :func:`play`."""
+    """Play the episodes with :func:`play`, and return their undiscounted returns."""
     return [episode.episode_return for episode in play(agent, env, episodes, greedy=greedy)]
 
 
 def standard_error(returns: list[float]) -> float:
-    """Standard error of the mean return; 0 for a single episode."""
+    """The standard error of the mean return; 0 for a single episode."""
     if len(returns) < 2:
         return 0.0
     return float(np.std(returns, ddof=1) / np.sqrt(len(returns)))

@@ -1,4 +1,4 @@
-"""Made-up score files in the format of ``eval.py``, and the command that reads them."""
+"""Builds made-up score files in the format of ``eval.py``, and runs the command that reads them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PONG_STEPS = (51000, 102000)
 
 
 class Folders:
-    """``eval_result/`` and ``ckpt/`` under ``root``."""
+    """The folders ``eval_result/`` and ``ckpt/`` under ``root``."""
 
     def __init__(self, root: Path) -> None:
         self.scores, self.runs = root / "eval_result", root / "ckpt"
@@ -34,7 +34,8 @@ class Folders:
         self.config = config.model_dump(mode="json")
 
     def add(self, game: str, seed: int, mean: float, *, sticky: float = 0.25) -> str:
-        """An Atari run evaluated twice: first at half of ``mean``, at the end at ``mean``."""
+        """Add an Atari run that was evaluated twice: the first score is half of ``mean``, the last
+        is ``mean``."""
         protocol = {
             "name": "pamorl" if sticky else "standard",
             "repeat_action_probability": sticky,
@@ -49,7 +50,7 @@ class Folders:
     def add_dmc(
         self, task: str, seed: int, mean: float, *, frames: int, repeat: int, obs: str = "proprio"
     ) -> str:
-        """A tiny DeepMind Control run of ``frames`` simulator steps."""
+        """Add a tiny DeepMind Control run of ``frames`` simulator steps."""
         steps = frames // repeat
         keys = ("SampleMaxSteps", "BufferMaxLength")
         changes = [f"JointTrainAgent.{key}={steps}" for key in keys]
@@ -83,7 +84,7 @@ class Folders:
     def write(
         self, stem: str, about: dict[str, Any], steps: list[tuple[int, int]], means: list[float]
     ) -> None:
-        """Score file, its JSON, metrics and the time of training."""
+        """Write the score file, its JSON, the metrics and the time of training."""
         rows = [
             ",".join(map(str, [step, step * repeat, mean, 1.0, mean - 1, mean + 1]))
             for (step, repeat), mean in zip(steps, means, strict=True)
@@ -98,7 +99,7 @@ class Folders:
         (self.scores / f"{stem}.training.json").write_text('{"seconds": 720}')
 
     def evaluate_again(self, run: str, label: str, mean: float, **changes: Any) -> None:
-        """A second score file of ``run``, of the setting ``label`` (one episode)."""
+        """Add a second score file of ``run`` for the setting ``label`` (one episode)."""
         about = json.loads((self.scores / f"{run}.json").read_text()) | changes
         step, frames, *_ = (self.scores / f"{run}.csv").read_text().splitlines()[-1].split(",")
         stem = self.scores / f"{run}--{label}"
@@ -123,11 +124,11 @@ class Folders:
         }
 
     def finals(self) -> dict[str, float]:
-        """Run -> its score."""
+        """Run -> its final score."""
         return {score.run: score.final.mean for score in self.gather().scores}
 
     def report(self) -> Path:
-        """All files but the page, made in this process."""
+        """Write all files of the report except the page, in this process."""
         report = Report(self.gather(), self.scores / "report", 100, self.scores / "random")
         report.close()
         return self.scores / "report"
@@ -144,7 +145,8 @@ class Folders:
 
 
 class Page(HTMLParser):
-    """What a page refers to, its headings and the tables with their headings' texts."""
+    """Collects what a page refers to, its headings, and the tables with the texts of their
+    headings."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

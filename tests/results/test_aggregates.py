@@ -1,4 +1,4 @@
-"""Aggregates, worked out by hand."""
+"""Aggregates agree with values computed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from results.aggregates import Matrix, intervals, make_matrix
 
 
 def test_aggregates_by_hand() -> None:
-    """Two runs of four tasks; the middle half of the eight scores is 0.2, 0.4, 0.6, 0.8."""
+    """There are two runs of four tasks. The middle half of the eight scores is 0.2, 0.4, 0.6,
+    0.8."""
     values = np.array([[0.0, 0.2, 0.6, 2.0], [0.1, 0.4, 0.8, 4.0]])
     found = intervals({"A": Matrix(values, list("abcd"))}, reps=200).set_index("metric")
     assert found.value["mean"] == pytest.approx(8.1 / 8)
@@ -23,18 +24,19 @@ def test_aggregates_by_hand() -> None:
 
 
 def test_interval_of_two_runs_by_hand() -> None:
-    """One task, runs 0 and 1: resampled means are 0, 0.5, 1 with chances 1/4, 1/2, 1/4, so the
-    2.5th and the 97.5th percentile are 0 and 1."""
+    """One task has runs 0 and 1. The resampled means are 0, 0.5 and 1 with probabilities 1/4, 1/2
+    and 1/4, so the 2.5th and the 97.5th percentile are 0 and 1."""
     matrix = Matrix(np.array([[0.0], [1.0]]), ["a"])
     found = intervals({"A": matrix}, reps=400)
     assert found.loc[0, ["low", "high"]].tolist() == [0, 1]
 
 
 def test_intervals_repeat() -> None:
-    """The same call gives the same interval, whatever was drawn before, and leaves no trace."""
+    """The same call gives the same interval, whatever was drawn before. It leaves the generator's
+    state unchanged."""
     matrix = Matrix(np.random.default_rng(0).random((9, 5)), list("abcde"))
     first = intervals({"A": matrix}, reps=100)
-    np.random.random(7)  # the generator that rliable uses
+    np.random.random(7)  # rliable uses this generator.
     state = np.random.get_state()[2]
     second = intervals({"A": matrix}, reps=100)
     pd.testing.assert_frame_equal(first, second)
@@ -42,7 +44,8 @@ def test_intervals_repeat() -> None:
 
 
 def test_interval_is_stratified() -> None:
-    """Tasks far apart, runs alike: resampled within tasks, the mean cannot move far."""
+    """The tasks differ widely and the runs do not. Resampled within tasks, the mean can hardly
+    change."""
     values = np.array([[0.0, 10.0], [0.2, 10.2]])
     low, high = intervals({"A": Matrix(values, ["a", "b"])}, reps=200).loc[0, ["low", "high"]]
     assert low == pytest.approx(5.0)
@@ -64,8 +67,8 @@ def test_performance_profile_by_hand() -> None:
 
 
 def test_probability_of_improvement_by_hand() -> None:
-    """Task a: 3 of 4 pairs won; task b: 2 won and 2 tied, a tie counts half. Task c is not
-    shared, and the tasks stand in another order."""
+    """In task a 3 of 4 pairs are won. In task b 2 are won and 2 are tied, and a tie counts half.
+    Task c is not shared, and the tasks are in another order."""
     ours = Matrix(np.array([[1.0, 5.0, 0.0], [3.0, 6.0, 0.0]]), ["a", "b", "c"])
     theirs = Matrix(np.array([[5.0, 0.0], [5.0, 2.0]]), ["b", "a"])
     found = aggregates.improvement({("A", "B"): (ours, theirs)}, reps=100).iloc[0]

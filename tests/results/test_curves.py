@@ -1,4 +1,4 @@
-"""Learning curves, worked out by hand."""
+"""Learning curves agree with values computed by hand."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.results.folders import Folders
 
 
 def test_curve_over_seeds_by_hand() -> None:
-    """Windows of 10 frames: means within a window, a straight line over an empty one, nothing
-    outside what all seeds have."""
+    """Windows have 10 frames. Values are averaged within a window and interpolated over an empty
+    one. There are none outside the range that all seeds cover."""
     here = Conditions("atari", (("name", "pamorl"),), "atari")
 
     def curve(seed: int, frames: Sequence[float], returns: Sequence[float]) -> Curve:
@@ -33,7 +33,7 @@ def test_curve_over_seeds_by_hand() -> None:
 
 
 def test_curves_have_lines_for_random_play_and_the_published_score(folders: Folders) -> None:
-    """In every panel, whatever the runs reached; the legend stands outside of the panels."""
+    """Every panel has the lines, whatever the runs reached. The legend is outside the panels."""
     for game in ("Pong", "Boxing"):
         folders.add(game, 1, 1.0)
     found = folders.gather()

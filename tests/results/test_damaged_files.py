@@ -1,4 +1,4 @@
-"""Score files and metrics that are damaged or incomplete are named, and the rest is used."""
+"""Damaged or incomplete score files and metrics are named, and the rest is used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DAMAGE: dict[str, tuple[str, Any, str]] = {
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_unusable_scores_are_named(case: str, folders: Folders) -> None:
-    """And what can be used is reported on."""
+    """Everything usable is still in the report."""
     kind, change, says = DAMAGE[case]
     folders.add("Pong", 1, 7.3)
     path = folders.scores / f"{folders.add('Pong', 2, 9.0)}.{kind}"
@@ -40,7 +40,8 @@ def test_unusable_scores_are_named(case: str, folders: Folders) -> None:
 
 @pytest.mark.parametrize("cut", [1, 4, 30])
 def test_a_score_file_cut_short(cut: int, folders: Folders) -> None:
-    """Whatever is left of the last line is not taken for a score, be it all but its newline."""
+    """The rest of a truncated last line is not read as a score, even if only its newline is
+    missing."""
     path = folders.scores / f"{folders.add('Pong', 1, 10.0)}.csv"
     path.write_text(path.read_text()[:-cut])
     assert any("line 3 is cut short and is left out" in p for p in folders.gather().problems)
@@ -57,7 +58,8 @@ def test_scores_without_a_csv_or_set_aside_are_named(folders: Folders) -> None:
 
 
 def test_damaged_metrics(folders: Folders) -> None:
-    """A last line cut short, a line of something else, no episode at all, no run.json."""
+    """The cases are a truncated last line, a line of another kind, no episode at all, and no
+    run.json."""
     for seed in (1, 2):
         path = folders.scores / f"{folders.add('Pong', seed, 1.0)}.metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Published tables: what the papers print comes out of them."""
+"""The published tables reproduce what the papers print."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.results.folders import BY_NAME, NORMALISE, PUBLISHED
     ],
 )
 def test_published_atari_aggregates_come_out(method: str, mean: float, median: float) -> None:
-    """Human-normalised mean and median over the 26 games, as the papers print them."""
+    """The human-normalised mean and median over the 26 games are those that the papers print."""
     table = BY_NAME["atari100k"]
     scores = NORMALISE.table(table)[method]
     assert len(scores) == 26
@@ -37,7 +37,7 @@ def test_published_atari_aggregates_come_out(method: str, mean: float, median: f
     [(t.name, m) for t in PUBLISHED for m, about in t.columns.items() if about.printed],
 )
 def test_printed_aggregates_come_out(table: str, method: str) -> None:
-    """What a source prints under its columns is what the typed numbers give."""
+    """The aggregates that a source prints below its columns follow from the typed numbers."""
     about, scores = BY_NAME[table].columns[method], BY_NAME[table].scores[method].dropna()
     if BY_NAME[table].benchmark == "atari":
         scores = NORMALISE.table(BY_NAME[table])[method]
@@ -93,7 +93,7 @@ def test_tasks_have_the_names_of_the_published_tables() -> None:
 
 
 def test_random_play_is_measured_or_published(tmp_path: Path) -> None:
-    """A measurement at the nearest action repeat goes before what is published."""
+    """A measurement at the nearest action repeat is preferred to a published value."""
     (tmp_path / "random").mkdir()
     (tmp_path / "random" / "dmc.csv").write_text(
         "task,frame_skip,episodes,mean,std\nhopper_hop,2,50,1.5,0\nhopper_hop,8,50,4.5,0\n"
@@ -111,7 +111,8 @@ def test_random_play_is_measured_or_published(tmp_path: Path) -> None:
 
 
 def test_random_play_of_every_published_task_is_measured() -> None:
-    """The committed measurements: all tasks of the table, enough episodes, sane numbers."""
+    """The committed measurements cover all tasks of the table, with enough episodes and plausible
+    numbers."""
     from pwm_core.paths import REPOSITORY
 
     table = pd.read_csv(REPOSITORY / "eval_result" / "random" / "dmc.csv")

@@ -1,4 +1,4 @@
-"""``python -m results.random_play``."""
+"""Tests of ``python -m results.random_play``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from results.random_play import main, measure
 def test_random_play_is_measured_again_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command writes a row per task and action repeat and keeps the others'."""
+    """The command writes one row per task and action repeat and keeps the other rows."""
     monkeypatch.setattr(random_play, "FOLDER", tmp_path)
     (tmp_path / "dmc.csv").write_text(
         "task,frame_skip,episodes,mean,std\nhopper_hop,2,9,1,2\ncartpole_balance,8,9,1,2\n"

@@ -1,4 +1,4 @@
-"""The report as a whole: its tables by hand, its page, its files."""
+"""Tests of the whole report: its tables, its page and its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tests.results.folders import Folders, Page
 
 
 def test_report_of_two_games(folders: Folders) -> None:
-    """Tables by hand; every figure twice; one page that needs no other file."""
+    """The tables agree with values computed by hand. Every figure is written twice, and the page
+    needs no other file."""
     for seed, pong, boxing in ((1, 7.3, 6.1), (2, 14.6, 12.1)):
         folders.add("Pong", seed, pong)
         folders.add("Boxing", seed, boxing)
@@ -42,7 +43,8 @@ def test_report_of_two_games(folders: Folders) -> None:
 
 
 def test_the_page_answers_first_and_folds_the_rest(folders: Folders) -> None:
-    """Scores, curves, details, notes, each linked from the contents; notes and details folded."""
+    """The page has scores, curves, details and notes, each linked from the contents. Notes and
+    details are folded."""
     for game in ("Pong", "Boxing"):
         folders.add(game, 1, 7.3)
     assert folders.command().returncode == 0
@@ -64,7 +66,8 @@ def test_the_page_answers_first_and_folds_the_rest(folders: Folders) -> None:
 
 
 def test_the_headline_table(folders: Folders) -> None:
-    """Tasks in rows by published budget, each budget's mean below it, protocols in footnotes."""
+    """Tasks are in rows by published budget, each budget's mean is below it, and protocols are in
+    footnotes."""
     for seed, score in ((1, 800.0), (2, 900.0)):
         folders.add_dmc("cartpole_balance", seed, score, frames=100_000, repeat=8)
     folders.add_dmc("reacher_hard", 1, 600, frames=100_000, repeat=4)
@@ -112,7 +115,7 @@ def test_the_summary_says_how_good_against_whom_and_on_how_many_seeds(folders: F
 
 
 def test_no_aggregates_of_a_single_task(folders: Folders) -> None:
-    """And no means in the table of scores."""
+    """There are no means in the table of scores either."""
     for seed in (1, 2):
         folders.add("Pong", seed, float(seed))
     found = folders.gather()
@@ -134,7 +137,7 @@ def test_aggregates_take_the_seeds_that_all_tasks_have(folders: Folders) -> None
 
 
 def test_budgets_have_aggregates_of_their_own(folders: Folders) -> None:
-    """Tasks of the smaller budget keep all their seeds, whatever the others lack."""
+    """Tasks of the smaller budget keep all their seeds, whatever the other tasks lack."""
     for task, frames, seeds in (
         ("cartpole_balance", 100_000, (1, 2)),
         ("reacher_hard", 100_000, (1, 2)),
@@ -162,7 +165,7 @@ def test_a_game_without_a_human_score(folders: Folders) -> None:
 
 @pytest.mark.parametrize(("frames", "matches"), [(100_000, 8), (96_000, 8), (40_000, 0)])
 def test_pairs_need_the_same_frames(frames: int, matches: int, folders: Folders) -> None:
-    """A published column at 100,000 simulator steps is no match for runs of 40,000."""
+    """A published column at 100,000 simulator steps is not compared with runs of 40,000."""
     for task in ("cartpole_balance", "cup_catch"):
         folders.add_dmc(task, 1, 100, frames=frames, repeat=4)
     found = folders.gather()
@@ -189,7 +192,7 @@ def test_the_same_results_make_the_same_files(folders: Folders) -> None:
 
 
 def test_files_of_an_earlier_report_are_removed_and_no_others(folders: Folders) -> None:
-    """Its aggregates would mislead when only one task is left."""
+    """Old aggregates would be misleading when only one task is left."""
     names = [folders.add(game, 1, 1.0) for game in ("Pong", "Boxing")]
     report = folders.report()
     assert (report / "atari_aggregates.csv").exists()
@@ -214,7 +217,7 @@ def test_a_list_of_files_is_no_way_out_of_the_folder(folders: Folders) -> None:
 def test_what_is_noted_is_in_the_report(
     folders: Folders, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On stderr, in the page and in the Markdown."""
+    """Problems are reported on stderr, in the page and in the Markdown."""
     folders.add("Pong", 1, 7.3)
     (folders.scores / "empty.csv").touch()
     status, captured = run_main(folders, monkeypatch, capsys)
@@ -231,7 +234,7 @@ def run_main(
     capsys: pytest.CaptureFixture[str],
     *flags: str,
 ) -> tuple[int, Any]:
-    """The command in this process: exit status and what it printed."""
+    """Run the command in this process. Returns its exit status and what it printed."""
     paths = ["--scores", str(folders.scores), "--runs", str(folders.runs), "--reps", "100"]
     monkeypatch.setattr(sys, "argv", ["results", *paths, *flags])
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,5 @@
-"""Videos in the page: sequences set apart, imagined frames marked, random beside trained."""
+"""Tests of the page's videos: gaps, frames around imagined images, and random beside trained
+agents."""
 
 from __future__ import annotations
 
@@ -23,14 +24,14 @@ def write(path: Path, frames: np.ndarray) -> None:
 
 
 def tile(frames: np.ndarray, panel: int, i: int) -> np.ndarray:
-    """A tile of the spaced video together with its frame."""
+    """One tile of the spaced video together with its frame."""
     y, x = (GAP + k * (SIZE + GAP) for k in (panel, i))
     edge = GAP // 4
     return frames[:, y - edge : y + SIZE + edge, x - edge : x + SIZE + edge]
 
 
 def test_tiles_are_set_apart_and_imagined_ones_framed() -> None:
-    """An open-loop prediction: the second frame of the second sequence is predicted."""
+    """In this open-loop prediction the second frame of the second sequence is predicted."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (2, 3 * SIZE, 2 * SIZE, 3)).astype(np.uint8)
     frames[:, SIZE] = GIVEN
@@ -78,14 +79,14 @@ def test_a_video_keeps_its_frames_and_their_rate(tmp_path: Path) -> None:
 
 
 def sides(folders: Folders) -> tuple[list[Side], str]:
-    """What the section of videos shows, and its text."""
+    """The contents of the section of videos, and its text."""
     report = Report(folders.gather(), folders.scores / "report", 100, folders.scores / "random")
     (section,) = [section for section in report.sections if section.title == "Videos"]
     return section.blocks, section.text
 
 
 def test_the_random_agent_stands_beside_the_trained_one(folders: Folders) -> None:
-    """Of one run of every task and setting: the one that was filmed in an evaluation."""
+    """One run of every task and setting is shown: the one that was filmed in an evaluation."""
     picture = np.zeros((2, 64, 64, 3), np.uint8)
     for seed in (1, 2):
         run = folders.add("Pong", seed, 1.0)

@@ -1,4 +1,4 @@
-"""Which scores are averaged, which stand apart, and what settings are called."""
+"""Tests of which scores are averaged, which are reported separately, and how settings are named."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tests.results.folders import Folders
     ],
 )  # fmt: skip
 def test_names_of_configs(path: str, overrides: list[str], name: str) -> None:
-    """Short, whatever seed, machine and length of training; never the config as a string."""
+    """Names are short, do not depend on seed, machine and length of training, and never contain the
+    whole config."""
     config = load_config(
         f"config_files/{path}", defaults="config_files/atari.yaml", overrides=overrides
     )
@@ -36,7 +37,7 @@ def test_names_of_configs(path: str, overrides: list[str], name: str) -> None:
 
 
 def test_names_of_configs_with_many_changes() -> None:
-    """A hash of the changes, which are listed in full."""
+    """The name has a hash of the changes, which are listed in full."""
 
     def name(*overrides: str) -> tuple[str, tuple[str, ...]]:
         defaults = "config_files/atari.yaml"
@@ -53,7 +54,7 @@ def test_names_of_configs_with_many_changes() -> None:
 
 
 def test_protocols_are_kept_apart(folders: Folders) -> None:
-    """Two protocols in one folder: two settings with names and colours of their own."""
+    """Two protocols in one folder are two settings with separate names and colours."""
     folders.add("Pong", 1, 7.3, sticky=0.25)
     folders.add("Pong", 2, 14.6, sticky=0.0)
     assert folders.means() == {"full, pamorl": {"Pong": 7.3}, "full, standard": {"Pong": 14.6}}
@@ -64,7 +65,8 @@ def test_protocols_are_kept_apart(folders: Folders) -> None:
 
 
 def test_pixels_and_vectors_have_panels_of_their_own(folders: Folders) -> None:
-    """Beside other published tables, since those hold for one kind of observation."""
+    """They are compared with different published tables, since a table holds for one kind of
+    observation."""
     for obs in ("proprio", "visual"):
         folders.add_dmc("walker_walk", 1, 500, frames=100_000, repeat=2, obs=obs)
     panels = {panel.title: panel for panel in folders.gather().panels}
@@ -89,7 +91,8 @@ def test_runs_of_one_task_with_two_action_repeats_stand_apart(folders: Folders) 
 
 
 def test_the_published_budget_counts_before_others(folders: Folders) -> None:
-    """Even where other budgets have more seeds; the rest stands apart and is listed."""
+    """It counts even if other budgets have more seeds. The rest is reported separately and
+    listed."""
     folders.add_dmc("cartpole_balance", 1, 900, frames=100_000, repeat=8)
     for seed in (2, 3):
         folders.add_dmc("cartpole_balance", seed, 500, frames=48_000, repeat=8)
@@ -98,7 +101,7 @@ def test_the_published_budget_counts_before_others(folders: Folders) -> None:
 
 
 def test_the_default_evaluation_counts(folders: Folders) -> None:
-    """Neither a greedy episode nor another action repeat displaces it."""
+    """Neither a greedy episode nor another action repeat replaces it."""
     run = folders.add("Pong", 1, 7.3)
     folders.evaluate_again(run, "greedy-1ep", 21.0, greedy=True)
     protocol = {"name": "pamorl", "repeat_action_probability": 0.25, "noop_max": 0}
@@ -150,7 +153,7 @@ def test_one_seed_is_said(folders: Folders) -> None:
 
 
 def test_two_runs_of_one_seed_count_once(folders: Folders) -> None:
-    """In the means and in the curves; both are listed."""
+    """Only one counts in the means and in the curves. Both are listed."""
     for seed in (1, 2):
         folders.add("Pong", seed, float(seed))
     for kind in ("csv", "json", "metrics.jsonl"):

@@ -1,4 +1,4 @@
-"""Scores join the run that wandb tracked."""
+"""Scores are added to the run that wandb tracked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ evaluate_run(domain, ["-n", "run", "-device", "cpu", "-checkpoint", "all", "-log
 
 
 def test_scores_join_the_run_that_wandb_tracked(tmp_path: Path) -> None:
-    """Under the run's own id, against steps and frames; the last ones are in the summary."""
+    """They are logged under the run's own id, against steps and frames. The last ones are in the
+    summary."""
     hidden = ("WANDB", "NETRC")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
     done = subprocess.run(
