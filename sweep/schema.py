@@ -75,11 +75,11 @@ class Change(_Section):
     """What one variant or one task does differently."""
 
     config: str | None = None
-    """Config file in place of the sweep's."""
+    """Config file that replaces the sweep's."""
     overrides: Overrides = Field(default_factory=dict)
-    """Laid over the sweep's."""
+    """Overrides that are applied after the sweep's."""
     budget: Budget | None = None
-    """In place of the sweep's."""
+    """Budget that replaces the sweep's."""
 
 
 class Resources(_Section):
@@ -97,7 +97,7 @@ class Resources(_Section):
     """Runs side by side in one Slurm job. They share its GPUs evenly; cores and memory are asked
     for each of them."""
     time: Minutes = 24 * 60
-    """Time limit of a Slurm job. A run that needs longer goes on in the next one."""
+    """Time limit of a Slurm job. A run that needs longer continues in the next job."""
     warning: Annotated[int, Field(ge=10, strict=True)] = 120
     """Seconds before the limit at which a job writes its checkpoints and is queued again."""
     partition: str | None = None
@@ -111,16 +111,16 @@ class Resources(_Section):
     setup: tuple[str, ...] = ()
     """Shell commands before a job begins, as ``module load cuda``."""
     side_by_side: Count | None = None
-    """Without Slurm: runs at the same time. Default: one per GPU, else one per two cores."""
+    """Number of parallel runs without Slurm. Default: one per GPU, else one per two cores."""
 
 
 class Sweep(_Section):
     """A whole sweep file."""
 
     name: Annotated[str, AfterValidator(_name)]
-    """Of the sweep, for its records, for Slurm's queue and for wandb. Default: the file's."""
+    """Name of the sweep in its records, Slurm's queue and wandb. Default: the name of the file."""
     domain: str
-    """``atari``, ``dmc``: a folder ``pwm_<domain>``."""
+    """Domain of the tasks: ``atari`` or ``dmc``. Its code is in the folder ``pwm_<domain>``."""
     tasks: Annotated[
         tuple[str, ...], BeforeValidator(_one_or_more), AfterValidator(_no_repeats)
     ] = ("all",)
@@ -136,13 +136,13 @@ class Sweep(_Section):
     variants: dict[Annotated[str, AfterValidator(_name)], Change] = Field(default_factory=dict)
     """Every task and seed is run in every variant; its name is part of the run's."""
     per_task: dict[str, Change] = Field(default_factory=dict)
-    """What single tasks do differently."""
+    """Changes for single tasks."""
     suffix: Annotated[str, AfterValidator(_suffix)] = ""
     """Part of the runs' names, to tell runs of other settings apart."""
     logger: str = "wandb"
-    """As ``-logger`` of train.py."""
+    """Value of the flag ``-logger`` of train.py."""
     keep: Count | None = 1
-    """Checkpoints of which the weights are kept; ``null``: all."""
+    """Number of checkpoints whose weights are kept; ``null`` keeps all."""
     most_failures: Count = 5
     """Failures after which a run is given up. One that fails twice in the same way without a new
     checkpoint in between is given up at once."""

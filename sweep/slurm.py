@@ -22,8 +22,8 @@ from sweep.run import Run
 from sweep.schema import Resources, Sweep
 
 MOST_REQUEUES = 10**6
-"""submitit's own limit, 3 by default, is less than a long run needs. What cannot go on is given up
-by its failures instead."""
+"""submitit's own limit, 3 by default, is less than a long run needs. A run that cannot continue is
+given up after its failures instead."""
 
 NAMED = ("partition", "account", "qos", "constraint")
 SBATCH = (*NAMED, "gpus_per_node", "time", "cpus_per_task", "mem")
@@ -45,7 +45,7 @@ def available() -> bool:
 
 
 def _ask(*command: str) -> str:
-    """What a Slurm command prints.
+    """Run a Slurm command and return its output.
 
     Raises:
         UserError: it fails.
@@ -88,7 +88,7 @@ def in_queue(ticket: Ticket | None, jobs: dict[str, Queued]) -> Queued | None:
 
 
 def _partitions() -> dict[str, dict[str, str]]:
-    """What ``scontrol show partition`` tells, by name."""
+    """Return the output of ``scontrol show partition``, by partition name."""
     text = _ask("scontrol", "--oneliner", "show", "partition")
     rows = [dict(part.split("=", 1) for part in line.split() if "=" in part)
             for line in text.splitlines()]  # fmt: skip
@@ -150,7 +150,7 @@ def _memory(mem: str, runs: int) -> str:
 
 
 def sbatch_options(sweep: Sweep, token: str) -> dict[str, Any]:
-    """What submitit's executor gets."""
+    """Return the options of submitit's executor."""
     wanted, runs = sweep.resources, sweep.resources.runs_per_job
     options: dict[str, Any] = {key: getattr(wanted, key) for key in NAMED if getattr(wanted, key)}
     if wanted.gpus:
@@ -230,7 +230,7 @@ def submit(sweep: Sweep, runs: Sequence[Run], work: Work) -> list[str]:
 
 
 def _take_back(jobs: list[str], folder: Path) -> None:
-    """Leave nothing of a submission that failed half-way."""
+    """Remove everything of a submission that failed half-way."""
     if jobs:
         subprocess.run(["scancel", *jobs], capture_output=True, timeout=60)
     shutil.rmtree(folder, ignore_errors=True)

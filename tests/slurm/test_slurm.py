@@ -19,7 +19,7 @@ LONG = {"JointTrainAgent.SampleMaxSteps": LONG_STEPS, "JointTrainAgent.TrainMode
 
 
 def wait_until_over(cluster: Cluster, seconds: float) -> None:
-    """Until Slurm has no jobs left."""
+    """Wait until Slurm has no jobs left."""
     deadline = time.monotonic() + seconds
     while left := cluster.ask("squeue", "--noheader"):
         assert time.monotonic() < deadline, left
