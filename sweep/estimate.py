@@ -158,7 +158,7 @@ def _checkpoints(config: Config, steps: int) -> int:
 
 
 def parallel(plan: Plan, slots: int | None) -> int:
-    """Return the number of parallel runs: ``slots`` here, or the limit of the Slurm array."""
+    """Return the number of parallel runs: ``slots`` here, or as many as the Slurm array allows."""
     wanted = plan.sweep.resources
     return slots if slots else wanted.most_jobs * wanted.runs_per_job
 

@@ -86,13 +86,13 @@ class Resources(_Section):
     """What a run needs, and what Slurm is asked for."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto``: CUDA where there is a device."""
+    """Device of a run; ``auto`` means CUDA where there is a device."""
     cpus: Count = 4
     """CPU cores of a run, on Slurm."""
     mem: Annotated[str, Field(pattern=r"^\d+[MGT]$")] = "16G"
     """Host memory of a run, on Slurm."""
     gpus: Annotated[int, Field(ge=0, strict=True)] = 1
-    """GPUs of a Slurm job; 0: none."""
+    """Number of GPUs of a Slurm job; 0 means none."""
     runs_per_job: Count = 1
     """Runs side by side in one Slurm job. They share its GPUs evenly; cores and memory are asked
     for each of them."""
@@ -109,7 +109,7 @@ class Resources(_Section):
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Any other options of sbatch, as ``exclude: node7``."""
     setup: tuple[str, ...] = ()
-    """Shell commands before a job begins, as ``module load cuda``."""
+    """Shell commands that run before a job begins, such as ``module load cuda``."""
     side_by_side: Count | None = None
     """Number of parallel runs without Slurm. Default: one per GPU, else one per two cores."""
 
@@ -127,7 +127,7 @@ class Sweep(_Section):
     """Tasks and the domain's named lists of tasks, as ``all``."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_one_or_more), AfterValidator(_no_repeats)]
     config: str | None = None
-    """Config file. Default: the domain's full config."""
+    """Config file of the runs. Default: the domain's full config."""
     overrides: Overrides = Field(default_factory=dict)
     """Keys of the config to change in every run."""
     budget: Budget = "config"

@@ -27,7 +27,7 @@ given up after its failures instead."""
 
 NAMED = ("partition", "account", "qos", "constraint")
 SBATCH = (*NAMED, "gpus_per_node", "time", "cpus_per_task", "mem")
-"""Options of sbatch that a job may be refused for."""
+"""Slurm may refuse a job because of these options of sbatch."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def check_resources(options: dict[str, Any]) -> None:
     """Refuse what no node of the partition has, for which Slurm would let jobs wait for ever.
 
     Raises:
-        UserError: in Slurm's words.
+        UserError: gives Slurm's own message.
     """
     asked = {key: value for key, value in options.items() if key in SBATCH} | options[
         "additional_parameters"
@@ -180,7 +180,7 @@ def _setup(work: Work, resources: Resources) -> list[str]:
 
 
 def _most_entries() -> int:
-    """Entries that an array may have on this cluster."""
+    """Return the number of entries that an array may have on this cluster."""
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"))
     return max(1, int(found[1]) - 1) if found else 1000
 

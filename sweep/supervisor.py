@@ -29,7 +29,7 @@ MOST_STALLS = 10
 """Times in a row that a run may be stopped without a new checkpoint, as by a time limit that is
 shorter than its start."""
 STRAY_PAUSE = 2.0
-"""How long after a child that a signal ended the same signal may reach the supervisor."""
+"""When a signal ends a child, the same signal may reach the supervisor this many seconds later."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Active:
 
 @dataclass
 class Outcome:
-    """What became of the runs, by name."""
+    """The names of the runs, by how they ended."""
 
     done: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)

@@ -227,7 +227,7 @@ def test_a_finished_run_is_known_by_its_results(tmp_path: Path, places: Places) 
     assert state() == "done"
     places.run(plan.runs[0].name).mkdir(parents=True)
     (places.results / f"{plan.runs[0].name}.training.json").unlink()
-    assert state() == "not started"  # it is still to be collected
+    assert state() == "not started"  # the run is not collected yet
 
 
 def test_results_of_other_settings_are_not_taken_for_a_run(tmp_path: Path, places: Places) -> None:
