@@ -7,7 +7,7 @@
 
 Where Slurm's ``sbatch`` is found the runs become one job array, elsewhere they run here, some at a
 time. The same command may be given again at any time. Exit status: 0 submitted, or all done; 2 bad
-input, or runs failed; 75 stopped, the same command goes on. See docs/sweeps.md.
+input, or runs failed; 75 stopped, and the same command continues. See docs/sweeps.md.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _check_writable(places: Places) -> None:
 
 
 def _observer(places: Places, plan: Plan, on_slurm: bool) -> Observer:
-    """Of this moment. A sweep that runs here asks Slurm only for what waits there already."""
+    """Make an observer of the current state. A local sweep asks Slurm only for queued jobs."""
     jobs: dict[str, slurm.Queued] = {}
     with contextlib.suppress(*(() if on_slurm else (UserError,))):
         jobs = slurm.queue() if slurm.available() else {}

@@ -19,9 +19,9 @@ from sweep.run import Run
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LOG_BYTES = 20_000
-"""Of a log's end, in which the last error is looked for."""
+"""The last error is searched for in this many bytes at the end of a log."""
 PROGRESS = re.compile(r"(step|episode)/s|s/(step|episode)|\?(step|episode)")
-"""In a progress bar's line."""
+"""This pattern matches the line of a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Work:
     """What all runs of a sweep share.
 
     Attributes:
-        token: tells this submission, or this local sweep, from others.
-        root: the repository.
+        token: random id that identifies this submission or this local sweep.
+        root: folder of the repository.
     """
 
     sweep: str
@@ -48,8 +48,9 @@ class Slot:
     """The share of a machine that one run gets.
 
     Attributes:
-        threads: of torch where the config says 0, and of other libraries; 0: as many as cores.
-        environ: variables of its own, as ``CUDA_VISIBLE_DEVICES``.
+        threads: number of threads of torch (where the config says 0) and of other libraries.
+            0 means one per core.
+        environ: environment variables of this slot, such as ``CUDA_VISIBLE_DEVICES``.
     """
 
     threads: int = 0
@@ -57,7 +58,7 @@ class Slot:
 
 
 def command(run: Run, work: Work, stage: str) -> list[str]:
-    """``train.py`` or ``eval.py`` of the run's domain."""
+    """Return the command line of ``train.py`` or ``eval.py`` of the run's domain."""
     script = work.root / f"pwm_{run.domain}" / f"{stage}.py"
     flags = ["-n", run.name, "-env_name", run.env_name, "-device", work.device]
     if stage == "train":  # eval.py takes the run's own config
@@ -69,7 +70,7 @@ def command(run: Run, work: Work, stage: str) -> list[str]:
 
 
 def environment(run: Run, work: Work, slot: Slot) -> dict[str, str]:
-    """Of the child. wandb groups the seeds of a task in one variant of one sweep."""
+    """Return the child's environment. wandb groups the seeds of one task and variant."""
     group = "-".join(part for part in (work.sweep, run.task, run.variant) if part)
     wandb = {"WANDB_RUN_GROUP": group, "WANDB_TAGS": work.sweep}
     threads = {"OMP_NUM_THREADS": str(slot.threads)} if slot.threads else {}
@@ -77,7 +78,7 @@ def environment(run: Run, work: Work, slot: Slot) -> dict[str, str]:
 
 
 def _before_exec() -> Callable[[], None]:
-    """What the child does before it becomes the command.
+    """Return the function that the child calls before it becomes the command.
 
     Slurm sends its warning (SIGUSR2) to every process of a job, and its default is to end the
     process: the child ignores it, and gets SIGTERM from the supervisor instead. Where the
@@ -106,7 +107,7 @@ def start(run: Run, work: Work, slot: Slot, stage: str) -> subprocess.Popen[byte
             stderr=subprocess.STDOUT,
             env=environment(run, work, slot),
             cwd=work.root,
-            start_new_session=True,  # Ctrl-C is the supervisor's to handle
+            start_new_session=True,  # the supervisor handles Ctrl-C
             preexec_fn=_before_exec(),  # the supervisor has one thread
         )
 
@@ -119,8 +120,10 @@ def write_seconds(folder: Path, began: float) -> None:
 
 
 def last_error(log: Path, offset: int, status: int) -> str:
-    """The line that says best why a command failed: the signal that killed it, else its last
-    ``error:``, else its last line."""
+    """Return the line that best explains why a command failed.
+
+    It is the signal that killed it, else its last ``error:`` line, else its last line.
+    """
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
     try:
@@ -136,5 +139,5 @@ def last_error(log: Path, offset: int, status: int) -> str:
 
 
 def looks_like(status: int, line: str) -> str:
-    """A failure without the numbers that differ from one time to the next."""
+    """Return a failure's text without its numbers, so that equal failures look the same."""
     return f"{status}: {re.sub(r'0x[0-9a-f]+|[0-9]+', '#', line)}"

@@ -3,8 +3,8 @@
     python -m sweep.collect <run name>
 
 ``eval_result/<run>.metrics.jsonl`` holds its metrics, averaged over equal shares of the run so
-that it stays below 200 KB; ``<run>.training.json`` hardware, versions and time; the newest
-imagination and open-loop videos come along where they are below 1 MB.
+that it stays below 200 KB. ``<run>.training.json`` holds hardware, versions and time. The newest
+video of each kind is copied where it is below 1 MB.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from sweep.places import Places, project_places, read_json, write_json
 
 METRICS_BYTES, VIDEO_BYTES = 200_000, 1_000_000
 VIDEOS = {"imagination": "imagination", "openloop": "openloop", "evaluation": "evaluation0"}
-"""Kind of video -> how the names of its files begin; of evaluated episodes, the first."""
+"""The prefix of the file names of each kind of video. Of evaluations it is the first episode's."""
 
 Record = dict[str, float]
 
 
 def downsample(records: list[Record], limit: int = METRICS_BYTES) -> str:
-    """JSON lines of at most ``limit`` bytes: means over equal shares of the steps, each at its
-    share's last step. As many shares as fit; all records as they are where those fit."""
+    """Return JSON lines of at most ``limit`` bytes.
+
+    All records are kept where they fit. Otherwise each line is the mean over an equal share of the
+    steps, at the last step of that share, and there are as many shares as fit.
+    """
     count = len(records)
     while True:
         lines = "".join(json.dumps(record) + "\n" for record in _averaged(records, count))
@@ -47,7 +50,7 @@ def _averaged(records: list[Record], count: int) -> list[Record]:
 
 
 def _mean(records: list[Record]) -> Record:
-    """Counters (step, frames, episodes) of the last record, means of everything else."""
+    """Take counters (step, frames, episodes) from the last record, and average everything else."""
     values: dict[str, list[float]] = defaultdict(list)
     for record in records:
         for key, value in record.items():
@@ -61,7 +64,7 @@ def _mean(records: list[Record]) -> Record:
 
 
 def collect(name: str, places: Places) -> None:
-    """Of the run called ``name``, beside its scores.
+    """Collect the files of the run called ``name`` beside its scores.
 
     Raises:
         UserError: there is no such run, or its files are damaged.
@@ -89,12 +92,12 @@ def collect(name: str, places: Places) -> None:
 
 
 def _text(path: Path) -> str:
-    """Of a file; empty where there is none."""
+    """Return the text of a file, which is empty where there is no file."""
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def main() -> None:
-    """Parse the flags, collect, say where."""
+    """Parse the flags, collect the runs and print where the files are."""
     from pwm_core.cli import Parser  # here: it loads torch, which jobs do without
 
     parser = Parser(description=__doc__.splitlines()[0])

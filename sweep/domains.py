@@ -8,7 +8,7 @@ __all__ = ["expand", "find_domain"]
 
 
 def expand(domain: Domain, tasks: tuple[str, ...]) -> list[str]:
-    """Short names of ``tasks``, which may hold named lists; each once, in the order given."""
+    """Return the short names of ``tasks``, each once and in order. Named lists are expanded."""
     lists = domain.benchmark.lists
     full = [short for task in tasks for short in lists.get(task, (task,))]
     return list(dict.fromkeys(domain.benchmark.short_name(task) for task in full))

@@ -1,4 +1,4 @@
-"""How long a sweep takes and what it writes, from what was measured."""
+"""Estimates of a sweep's time and disk space, from measurements."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COST = {
         *("ImagineHorizon", "TrainModelEverySteps", "TrainAgentEverySteps", "AgentUpdate"),
     ),
 }
-"""Keys that the time of a step depends on, beside all sizes of the models."""
+"""The time of a step depends on these keys and on the sizes of the models."""
 SIZES = ("Hidden", "NumBin", "Stoch", "Discrete")
 LAYERS = ("Stem", "MinRes", "MLPLayers", "MLPUnits", "Blocks", "HeadDivisor")
 
@@ -41,14 +41,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of a run while it trains, and of what is left of it."""
+    """Bytes that a run needs while it trains, and bytes that it keeps afterwards."""
 
     training: int
     kept: int
 
 
 def _cost(config: dict[str, Any]) -> list[Any]:
-    """What of a config the time of a step depends on."""
+    """Return the values of a config that the time of a step depends on."""
     models = config.get("Models", {})
     found = [config.get(section, {}).get(key) for section, keys in COST.items() for key in keys]
     found += [models.get(key) for key in SIZES]
@@ -57,7 +57,7 @@ def _cost(config: dict[str, Any]) -> list[Any]:
 
 
 def _finished(places: Places) -> Iterator[tuple[dict[str, Any], str, float, str]]:
-    """(config, domain, steps a second, source) of runs whose time was noted."""
+    """Yield (config, domain, steps per second, source) of all runs whose time was recorded."""
     for path in sorted(places.results.glob("*.training.json")):
         name = path.name.removesuffix(".training.json")
         about, scores = read_json(path), places.scores(name)
@@ -88,7 +88,7 @@ def _last_step(scores: Path) -> int:
 
 
 def _benchmarked(run: Run) -> Iterator[Speed]:
-    """What ``python -m benchmarks.end_to_end`` measured with the run's config file."""
+    """Yield the speeds that ``python -m benchmarks.end_to_end`` measured with the run's config."""
     for path in sorted(BENCHMARKS.glob("end_to_end_*.json")):
         content = read_json(path)
         for row in content.get("rows", []):
@@ -98,8 +98,10 @@ def _benchmarked(run: Run) -> Iterator[Speed]:
 
 
 def measured_speed(plan: Plan, run: Run, places: Places) -> Speed | None:
-    """The median over finished runs of the same cost, else a benchmark of the config file, else
-    None."""
+    """Return the measured speed of a run, or None where there is no measurement.
+
+    It is the median over finished runs of the same cost, else a benchmark of the config file.
+    """
     wanted = _cost(json.loads(plan.config(run).model_dump_json()))
     rates: dict[str, list[float]] = {}
     for config, domain, rate, source in _finished(places):
@@ -117,7 +119,7 @@ def measured_speed(plan: Plan, run: Run, places: Places) -> Speed | None:
 
 
 def _bytes(tree: Any) -> int:
-    """Of all tensors in a nest of dicts and lists."""
+    """Return the bytes of all tensors in nested dicts and lists."""
     if isinstance(tree, dict):
         return sum(_bytes(value) for value in tree.values())
     if isinstance(tree, list | tuple):
@@ -126,9 +128,10 @@ def _bytes(tree: Any) -> int:
 
 
 def measured_disk(plan: Plan, run: Run) -> Disk:
-    """At most, from the model and one transition of the task, which are made for it.
+    """Return an upper bound on the disk space of a run.
 
-    Two points are kept to continue from, one when the run is done. Each has the weights and an
+    It is computed from a model and one transition of the task. Two resume points are kept while
+    the run trains, and one when it is done. Each has the weights and an
     optimiser's two moments of every weight; the replay lies beside them once, and is deflated.
 
     Raises:
@@ -155,13 +158,13 @@ def _checkpoints(config: Config, steps: int) -> int:
 
 
 def parallel(plan: Plan, slots: int | None) -> int:
-    """Runs at the same time: ``slots`` here, or on Slurm as many as its array may have."""
+    """Return the number of parallel runs: ``slots`` here, or as many as the Slurm array allows."""
     wanted = plan.sweep.resources
     return slots if slots else wanted.most_jobs * wanted.runs_per_job
 
 
 def try_disk(plan: Plan, run: Run) -> Disk | str:
-    """As :func:`measured_disk`; the reason where it cannot be known."""
+    """Return :func:`measured_disk`, or the reason why it is not known."""
     try:
         return measured_disk(plan, run)
     except UserError as error:

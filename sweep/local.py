@@ -20,7 +20,7 @@ from sweep.supervisor import Supervisor
 
 
 def find_gpus() -> list[str]:
-    """What ``CUDA_VISIBLE_DEVICES`` may name on this machine."""
+    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` may name on this machine."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
     if shutil.which("nvidia-smi") is None:
@@ -34,8 +34,10 @@ def find_gpus() -> list[str]:
 
 
 def make_slots(resources: Resources) -> list[Slot]:
-    """One slot per run side by side: each gets an equal share of the cores that this process may
-    use, and one of the GPUs in turn."""
+    """Return one slot per parallel run.
+
+    Each slot gets an equal share of this process's cores, and one of the GPUs in turn.
+    """
     gpus = [] if resources.device == "cpu" else find_gpus()
     cores = len(os.sched_getaffinity(0))
     count = resources.side_by_side or len(gpus) or max(1, cores // 2)
@@ -52,10 +54,10 @@ def run_here(sweep: Sweep, look: Callable[[], Sequence[RunState]], work: Work) -
     """Work on what is missing or failed until all have ended.
 
     Args:
-        look: where the runs stand; called once no other process runs this sweep.
+        look: returns the states of the runs. It is called when no other process runs this sweep.
 
     Raises:
-        StoppedError: a signal ended it; the same command goes on.
+        StoppedError: a signal ended it; the same command continues it.
         UserError: another process runs this sweep here already, or runs failed.
     """
     places = work.places
@@ -91,7 +93,7 @@ def run_here(sweep: Sweep, look: Callable[[], Sequence[RunState]], work: Work) -
 
 
 def cancel(places: Places, sweep: str) -> int | None:
-    """Ask the process that runs the sweep on this machine to stop; None: there is none.
+    """Ask the process that runs the sweep on this machine to stop, and return its id or None.
 
     Raises:
         UserError: it runs on another machine.

@@ -1,4 +1,4 @@
-"""Where runs and their results lie, and what of a run is there already.
+"""The folders of runs and results, and which files of a run exist already.
 
 A :class:`Places` is made where torch is imported anyway; jobs get it with their work.
 """
@@ -21,8 +21,8 @@ class Places:
     """The folders that everything of a sweep lies in.
 
     Attributes:
-        runs: run folders, as ``ckpt``.
-        results: score files, as ``eval_result``.
+        runs: folder of the run folders, such as ``ckpt``.
+        results: folder of the score files, such as ``eval_result``.
     """
 
     runs: Path
@@ -30,15 +30,15 @@ class Places:
 
     @property
     def records(self) -> Path:
-        """What sweeps remember of runs."""
+        """The folder of the records that sweeps keep of runs."""
         return self.runs / ".sweeps" / "runs"
 
     def sweep(self, name: str) -> Path:
-        """What is known of one sweep."""
+        """The folder of one sweep."""
         return self.runs / ".sweeps" / name
 
     def log(self, run: str) -> Path:
-        """What a run's commands print."""
+        """The log of everything that a run's commands print."""
         return self.runs / "logs" / f"{run}.log"
 
     def run(self, name: str) -> Path:
@@ -46,11 +46,11 @@ class Places:
         return self.runs / name
 
     def checkpoints(self, run: str) -> list[int]:
-        """Steps of which the weights are there, ascending."""
+        """The steps of all saved weights, ascending."""
         return _numbers(self.run(run) / "checkpoints", ".pt")
 
     def points(self, run: str) -> list[int]:
-        """Steps that the run could go on from, ascending."""
+        """The steps that the run could continue from, ascending."""
         return _numbers(self.run(run) / "resume", ".json")
 
     def trained(self, run: str, steps: int) -> bool:
@@ -68,7 +68,7 @@ class Places:
         return any(int(row) >= steps for row in rows) and bool(self.scores(run))
 
     def scores(self, run: str) -> dict[str, Any]:
-        """What the JSON beside the scores says; empty where there is none."""
+        """The JSON object beside the scores, which is empty where there is no file."""
         return read_json(self.results / f"{run}.json")
 
     def collected(self, run: str) -> bool:
@@ -82,13 +82,13 @@ class Places:
 
 
 def project_places() -> Places:
-    """Where the commands of this project put things."""
+    """Return the folders that the commands of this project write to."""
     folder = find_logdir()
     return Places(folder.runs, folder.scores)
 
 
 def child_environment(places: Places) -> dict[str, str]:
-    """Variables that tell the commands of this project where to put things."""
+    """Return the variables that tell the commands of this project where to write."""
     return {LOGDIR_VARIABLE: str(places.runs.parent)}
 
 
@@ -98,7 +98,7 @@ def _numbers(folder: Path, end: str) -> list[int]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file; empty where there is none, or half of one."""
+    """Read a JSON object, which is empty where the file is missing or incomplete."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

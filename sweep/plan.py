@@ -34,7 +34,7 @@ class Plan:
 
 
 def agent_frame_skip(config: Config) -> int:
-    """Environment steps of one agent step, of a config that was resolved for its task."""
+    """Return the environment steps of one agent step. The config is resolved for its task."""
     return int(config.BasicSettings.FrameSkip)
 
 
@@ -46,12 +46,12 @@ def _changes(sweep: Sweep, variant: str, task: str) -> list[Change]:
 
 
 def _last(values: list[Any]) -> Any:
-    """The last one that is set."""
+    """Return the last value that is not None."""
     return next((value for value in reversed(values) if value is not None), None)
 
 
 def _budget_overrides(budget: int | str, domain: Domain, task: str, config: Config) -> list[str]:
-    """What makes a run as long as ``budget`` says; nothing where the config says it."""
+    """Return the overrides that set the run's length to ``budget``; none for the config's own."""
     frames = budget
     if budget == "benchmark":
         frames = domain.benchmark.budget(task, config.BasicSettings.ObsType)
@@ -201,7 +201,7 @@ def check_settings(plan: Plan, places: Places) -> None:
 
 
 def relative(path: str) -> str:
-    """``path`` from the repository, where it lies in there."""
+    """Return ``path`` relative to the repository, if it lies inside."""
     try:
         return str(Path(path).relative_to(REPOSITORY))
     except ValueError:

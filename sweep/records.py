@@ -1,6 +1,6 @@
-"""What is remembered of a run that a sweep works on, and who works on it now.
+"""The records of a sweep's runs, and the locks that show which process works on a run.
 
-A run's *claim* is a file lock that the process at work holds; the kernel lets go of it when that
+A run's *claim* is a file lock that the process at work holds; the kernel releases it when that
 process ends, however it ends. Its *record* says what that process did last. Its *ticket* says in
 which Slurm job it waits.
 """
@@ -19,19 +19,19 @@ from typing import Any, BinaryIO
 from sweep.places import Places, read_json, write_json
 
 PROBES, PROBE_PAUSE = 5, 0.02
-"""A claim is tried that often, since to look whether it is held takes it for a moment."""
+"""A claim is tried this many times, because checking a lock holds it for a moment."""
 
 
 @dataclass
 class Record:
-    """The last word on a run.
+    """The last known state of a run.
 
     Attributes:
         state: ``running``, ``stopped``, ``failed``, ``elsewhere`` or ``done``.
         stage: ``train``, ``eval`` or ``collect``.
-        token: of the submission or the local sweep that wrote it.
+        token: id of the submission or the local sweep that wrote the record.
         began: when the stage began, seconds since 1970.
-        began_step: the step that training went on from.
+        began_step: the step that training continued from.
         error: the last error line.
         failures: every failure of this token: what it looked like, and the step it got to.
         stalls: times in a row that the run was stopped at ``stalled_at``, its newest checkpoint.
@@ -65,7 +65,7 @@ def _known(kind: type, content: dict[str, Any]) -> dict[str, Any]:
 
 
 class Records:
-    """Of all runs, in one folder, whichever sweep they belong to."""
+    """The records of all runs of all sweeps, in one folder."""
 
     def __init__(self, places: Places) -> None:
         self.folder = places.records
@@ -129,7 +129,7 @@ def lock_is_held(path: Path) -> bool:
 
 @contextlib.contextmanager
 def waiting_for(path: Path) -> Iterator[None]:
-    """Holds the lock at ``path``, after whoever has it now."""
+    """Wait until the lock at ``path`` is free, and hold it in the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)

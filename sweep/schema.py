@@ -75,29 +75,29 @@ class Change(_Section):
     """What one variant or one task does differently."""
 
     config: str | None = None
-    """Config file in place of the sweep's."""
+    """Config file that replaces the sweep's."""
     overrides: Overrides = Field(default_factory=dict)
-    """Laid over the sweep's."""
+    """Overrides that are applied after the sweep's."""
     budget: Budget | None = None
-    """In place of the sweep's."""
+    """Budget that replaces the sweep's."""
 
 
 class Resources(_Section):
     """What a run needs, and what Slurm is asked for."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto``: CUDA where there is a device."""
+    """Device of a run; ``auto`` means CUDA where there is a device."""
     cpus: Count = 4
     """CPU cores of a run, on Slurm."""
     mem: Annotated[str, Field(pattern=r"^\d+[MGT]$")] = "16G"
     """Host memory of a run, on Slurm."""
     gpus: Annotated[int, Field(ge=0, strict=True)] = 1
-    """GPUs of a Slurm job; 0: none."""
+    """Number of GPUs of a Slurm job; 0 means none."""
     runs_per_job: Count = 1
     """Runs side by side in one Slurm job. They share its GPUs evenly; cores and memory are asked
     for each of them."""
     time: Minutes = 24 * 60
-    """Time limit of a Slurm job. A run that needs longer goes on in the next one."""
+    """Time limit of a Slurm job. A run that needs longer continues in the next job."""
     warning: Annotated[int, Field(ge=10, strict=True)] = 120
     """Seconds before the limit at which a job writes its checkpoints and is queued again."""
     partition: str | None = None
@@ -109,25 +109,25 @@ class Resources(_Section):
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Any other options of sbatch, as ``exclude: node7``."""
     setup: tuple[str, ...] = ()
-    """Shell commands before a job begins, as ``module load cuda``."""
+    """Shell commands that run before a job begins, such as ``module load cuda``."""
     side_by_side: Count | None = None
-    """Without Slurm: runs at the same time. Default: one per GPU, else one per two cores."""
+    """Number of parallel runs without Slurm. Default: one per GPU, else one per two cores."""
 
 
 class Sweep(_Section):
     """A whole sweep file."""
 
     name: Annotated[str, AfterValidator(_name)]
-    """Of the sweep, for its records, for Slurm's queue and for wandb. Default: the file's."""
+    """Name of the sweep in its records, Slurm's queue and wandb. Default: the name of the file."""
     domain: str
-    """``atari``, ``dmc``: a folder ``pwm_<domain>``."""
+    """Domain of the tasks: ``atari`` or ``dmc``. Its code is in the folder ``pwm_<domain>``."""
     tasks: Annotated[
         tuple[str, ...], BeforeValidator(_one_or_more), AfterValidator(_no_repeats)
     ] = ("all",)
     """Tasks and the domain's named lists of tasks, as ``all``."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_one_or_more), AfterValidator(_no_repeats)]
     config: str | None = None
-    """Config file. Default: the domain's full config."""
+    """Config file of the runs. Default: the domain's full config."""
     overrides: Overrides = Field(default_factory=dict)
     """Keys of the config to change in every run."""
     budget: Budget = "config"
@@ -136,13 +136,13 @@ class Sweep(_Section):
     variants: dict[Annotated[str, AfterValidator(_name)], Change] = Field(default_factory=dict)
     """Every task and seed is run in every variant; its name is part of the run's."""
     per_task: dict[str, Change] = Field(default_factory=dict)
-    """What single tasks do differently."""
+    """Changes for single tasks."""
     suffix: Annotated[str, AfterValidator(_suffix)] = ""
     """Part of the runs' names, to tell runs of other settings apart."""
     logger: str = "wandb"
-    """As ``-logger`` of train.py."""
+    """Value of the flag ``-logger`` of train.py."""
     keep: Count | None = 1
-    """Checkpoints of which the weights are kept; ``null``: all."""
+    """Number of checkpoints whose weights are kept; ``null`` keeps all."""
     most_failures: Count = 5
     """Failures after which a run is given up. One that fails twice in the same way without a new
     checkpoint in between is given up at once."""

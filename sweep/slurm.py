@@ -22,12 +22,12 @@ from sweep.run import Run
 from sweep.schema import Resources, Sweep
 
 MOST_REQUEUES = 10**6
-"""submitit's own limit, 3 by default, is less than a long run needs. What cannot go on is given up
-by its failures instead."""
+"""submitit's own limit, 3 by default, is less than a long run needs. A run that cannot continue is
+given up after its failures instead."""
 
 NAMED = ("partition", "account", "qos", "constraint")
 SBATCH = (*NAMED, "gpus_per_node", "time", "cpus_per_task", "mem")
-"""Options of sbatch that a job may be refused for."""
+"""Slurm may refuse a job because of these options of sbatch."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def available() -> bool:
 
 
 def _ask(*command: str) -> str:
-    """What a Slurm command prints.
+    """Run a Slurm command and return its output.
 
     Raises:
         UserError: it fails.
@@ -88,7 +88,7 @@ def in_queue(ticket: Ticket | None, jobs: dict[str, Queued]) -> Queued | None:
 
 
 def _partitions() -> dict[str, dict[str, str]]:
-    """What ``scontrol show partition`` tells, by name."""
+    """Return the output of ``scontrol show partition``, by partition name."""
     text = _ask("scontrol", "--oneliner", "show", "partition")
     rows = [dict(part.split("=", 1) for part in line.split() if "=" in part)
             for line in text.splitlines()]  # fmt: skip
@@ -129,7 +129,7 @@ def check_resources(options: dict[str, Any]) -> None:
     """Refuse what no node of the partition has, for which Slurm would let jobs wait for ever.
 
     Raises:
-        UserError: in Slurm's words.
+        UserError: gives Slurm's own message.
     """
     asked = {key: value for key, value in options.items() if key in SBATCH} | options[
         "additional_parameters"
@@ -150,7 +150,7 @@ def _memory(mem: str, runs: int) -> str:
 
 
 def sbatch_options(sweep: Sweep, token: str) -> dict[str, Any]:
-    """What submitit's executor gets."""
+    """Return the options of submitit's executor."""
     wanted, runs = sweep.resources, sweep.resources.runs_per_job
     options: dict[str, Any] = {key: getattr(wanted, key) for key in NAMED if getattr(wanted, key)}
     if wanted.gpus:
@@ -180,7 +180,7 @@ def _setup(work: Work, resources: Resources) -> list[str]:
 
 
 def _most_entries() -> int:
-    """Entries that an array may have on this cluster."""
+    """Return the number of entries that an array may have on this cluster."""
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"))
     return max(1, int(found[1]) - 1) if found else 1000
 
@@ -230,7 +230,7 @@ def submit(sweep: Sweep, runs: Sequence[Run], work: Work) -> list[str]:
 
 
 def _take_back(jobs: list[str], folder: Path) -> None:
-    """Leave nothing of a submission that failed half-way."""
+    """Remove everything of a submission that failed half-way."""
     if jobs:
         subprocess.run(["scancel", *jobs], capture_output=True, timeout=60)
     shutil.rmtree(folder, ignore_errors=True)

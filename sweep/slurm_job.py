@@ -28,7 +28,7 @@ BUSY_WAIT = 300.0
 
 
 def make_slots(count: int, cpus: int) -> list[Slot]:
-    """One per run; they share the job's GPUs evenly, and have ``cpus`` threads each."""
+    """Return one slot per run. Slots share the job's GPUs evenly and have ``cpus`` threads each."""
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     slots = []
     for index in range(count):
@@ -41,8 +41,8 @@ class SlurmJob(Checkpointable):
     """Several runs side by side in one Slurm job; submitit's callable.
 
     Args:
-        runs: all at the same time.
-        cpus: threads of each.
+        runs: the runs, which all start at the same time.
+        cpus: number of threads of each run.
     """
 
     def __init__(self, runs: tuple[Run, ...], work: Work, cpus: int) -> None:

@@ -1,4 +1,4 @@
-"""Where each run of a sweep stands now."""
+"""The current state of each run of a sweep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sweep.slurm import Queued, in_queue
 
 STATES = ("running", "queued", "failed", "stopped", "not started", "done")
 TO_START = ("failed", "stopped", "not started")
-"""What giving the sweep again starts."""
+"""Repeating the sweep command starts runs in these states."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class RunState:
         state: one of :data:`STATES`.
         step: agent steps done.
         rate: agent steps a second, while training.
-        last_return: of the newest episode.
-        seconds_left: of the training.
-        note: where it runs, why it waits, what it failed of.
+        last_return: return of the newest episode.
+        seconds_left: estimated seconds until training ends.
+        note: where the run works, why it waits, or why it failed.
     """
 
     run: Run
@@ -42,18 +42,18 @@ class RunState:
 
 
 def counts(states: Sequence[RunState]) -> str:
-    """As ``3 running, 1 failed, 28 done``."""
+    """Return the number of runs in each state, such as ``3 running, 1 failed, 28 done``."""
     found = Counter(state.state for state in states)
     return ", ".join(f"{found[name]} {name}" for name in STATES if found[name])
 
 
 def to_start(states: Sequence[RunState]) -> list[Run]:
-    """The runs that giving the sweep again starts."""
+    """Return the runs that repeating the sweep command starts."""
     return [state.run for state in states if state.state in TO_START]
 
 
 def local_lock(places: Places, sweep: str) -> Path:
-    """Held by the process that runs the sweep on one machine."""
+    """Return the path of the lock that the process of a local sweep holds."""
     return places.sweep(sweep) / "local.lock"
 
 
@@ -69,8 +69,8 @@ class Observer:
     """Looks at runs; made anew for every look.
 
     Args:
-        jobs: Slurm's queue.
-        sweep: whose local process may have runs before it.
+        jobs: the jobs in Slurm's queue.
+        sweep: name of the sweep, whose local process may have runs that wait.
     """
 
     def __init__(self, places: Places, jobs: dict[str, Queued], sweep: str) -> None:
@@ -79,11 +79,11 @@ class Observer:
         self._local = local_process(places, sweep)
 
     def states(self, runs: Sequence[Run]) -> list[RunState]:
-        """Of all ``runs``, in their order."""
+        """Return the states of all ``runs``, in their order."""
         return [self.state(run) for run in runs]
 
     def state(self, run: Run) -> RunState:
-        """Where ``run`` stands."""
+        """Return the state of ``run``."""
         if self.places.done(run.name, run.steps):
             return self._seen(run, "done")
         record = self.records.read(run.name)

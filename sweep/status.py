@@ -20,18 +20,18 @@ from sweep.states import STATES, TO_START, RunState, counts
 STYLES = {"running": "green", "queued": "cyan", "failed": "bold red", "stopped": "yellow",
           "done": "dim", "not started": ""}  # fmt: skip
 WIDE = 200
-"""Columns of a table that is written to a file or a pipe."""
+"""Width in characters of a table that is written to a file or a pipe."""
 AROUND = 8
-"""Lines of a terminal that are not the table's rows."""
+"""Number of terminal lines that are not rows of the table."""
 
 
 def console() -> Console:
-    """For stdout; wide where that is no terminal, so that nothing is cut off."""
+    """Return a console for stdout. It is wide where stdout is no terminal, so that all fits."""
     return Console() if sys.stdout.isatty() else Console(width=WIDE)
 
 
 def duration(seconds: float | None) -> str:
-    """As ``1 d 02:30`` or ``02:30:10``; ``-`` for None."""
+    """Format seconds as ``1 d 02:30`` or ``02:30:10``, and None as ``-``."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(int(seconds), 60)
@@ -42,7 +42,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as ``1.3 GB``."""
+    """Format a number of bytes, such as ``1.3 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -55,7 +55,7 @@ def _number(value: float | None) -> str:
 
 
 def status_table(title: str, states: Sequence[RunState], rows: int | None = None) -> Table:
-    """What runs comes first; of more than ``rows`` runs the last are left out."""
+    """Return the table of runs, those at work first. At most ``rows`` runs are shown."""
     table = Table(title=f"{escape(title)}: {counts(states)}", title_justify="left")
     table.add_column("run", overflow="fold")
     for column in ("state", "step", "steps/s", "last return", "time left"):
@@ -77,8 +77,10 @@ def status_table(title: str, states: Sequence[RunState], rows: int | None = None
 
 
 def show_status(title: str, look: Callable[[], list[RunState]], every: float) -> None:
-    """The table: again and again on a terminal, until nothing runs or waits or Ctrl-C ends it;
-    elsewhere once."""
+    """Print the table once, or keep updating it on a terminal.
+
+    The updates end when nothing runs or waits any more, or at Ctrl-C.
+    """
     screen = console()
     states = look()
     if not screen.is_terminal:
@@ -112,7 +114,7 @@ def _kinds(plan: Plan) -> dict[tuple[str, str], list[Run]]:
 def show_plan(
     plan: Plan, states: Sequence[RunState], places: Places, how: str, slots: int | None
 ) -> None:
-    """Plan, count, estimated hours and disk."""
+    """Print the plan, the number of runs, and the estimated hours and disk space."""
     screen = console()
     state_of = {state.run.name: state.state for state in states}
     speeds = {kind: measured_speed(plan, runs[0], places) for kind, runs in _kinds(plan).items()}

@@ -1,7 +1,7 @@
 """Trains, evaluates and collects runs, a number of them side by side, in child processes.
 
 The same supervisor works on one machine and inside a Slurm job. It calls the project's own
-commands, and what is left to do for a run it reads from the run's files alone.
+commands. It finds out what is left to do for a run from the files of the run alone.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from sweep.run import Run
 PAUSE = 0.1
 """Seconds between two looks at the children."""
 RETRY_PAUSE = 2.0
-"""Seconds before a run is tried again, times its failures so far."""
+"""Seconds to wait per failure so far before a run is tried again."""
 MOST_STALLS = 10
 """Times in a row that a run may be stopped without a new checkpoint, as by a time limit that is
 shorter than its start."""
 STRAY_PAUSE = 2.0
-"""How long after a child that a signal ended the same signal may reach the supervisor."""
+"""When a signal ends a child, the same signal may reach the supervisor this many seconds later."""
 
 
 @dataclass
 class Waiting:
-    """A run that is to be started, not before a time."""
+    """A run that waits to be started, at ``not_before`` or later."""
 
     run: Run
     not_before: float = 0.0
@@ -59,7 +59,7 @@ class Active:
 
 @dataclass
 class Outcome:
-    """What became of the runs, by name."""
+    """The names of the runs, by how they ended."""
 
     done: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -71,10 +71,10 @@ class Supervisor:
     """Works on runs until all are done or given up, or :meth:`stop` is called.
 
     Args:
-        runs: in the order of their start.
-        work: what they share.
-        slots: one per run side by side.
-        where: for the records: host and process, or Slurm job.
+        runs: the runs in the order of their start.
+        work: settings that all runs share.
+        slots: one slot per parallel run.
+        where: host and process, or Slurm job, for the records.
         busy_wait: seconds to wait for a run that another process works on.
         say: prints a line.
     """
@@ -158,7 +158,7 @@ class Supervisor:
         record = self.records.read(name)
         if record.token != self.work.token:
             record = Record(token=self.work.token)
-        elif record.state == "failed":  # before this job was queued again
+        elif record.state == "failed":  # it failed before this job was queued again
             claim.close()
             self.outcome.failed.append(name)
             return
@@ -254,7 +254,7 @@ class Supervisor:
         self.say(f"{active.run.name}: done{'' if began else ' already'}")
 
     def _leave(self, active: Active) -> None:
-        """The run was stopped; it goes on in another process."""
+        """Record that the run was stopped. It continues in another process."""
         record, points = active.record, self.work.places.points(active.run.name)
         reached = points[-1] if points else 0
         record.stalls = record.stalls + 1 if reached == record.stalled_at else 0
@@ -269,7 +269,7 @@ class Supervisor:
 
     def _failed(self, active: Active, status: int, line: str) -> None:
         """Try again, unless it has failed too often or twice in the same way."""
-        if "is being trained by" in line:  # by a train.py that no sweep started
+        if "is being trained by" in line:  # a train.py outside any sweep trains it
             active.record.state = "stopped"
             self._release(active)
             self._busy(Waiting(active.run, busy_since=active.busy_since))
@@ -293,7 +293,7 @@ class Supervisor:
 
 
 def next_stage(run: Run, work: Work) -> str:
-    """``train``, ``eval``, ``collect`` or ``done``: the first that its files do not show yet."""
+    """Return the first of ``train``, ``eval`` and ``collect`` that is not done, else ``done``."""
     places = work.places
     if not places.scored(run.name, run.steps):
         return "eval" if places.trained(run.name, run.steps) else "train"

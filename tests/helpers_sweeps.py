@@ -73,7 +73,7 @@ class SweepTree:
         return path
 
     def start(self, file: Path, *given: str, **options: Any) -> subprocess.Popen[str]:
-        """``python -m sweep`` on ``file``."""
+        """Start ``python -m sweep`` on ``file``."""
         return subprocess.Popen(
             [sys.executable, "-m", "sweep", str(file), *given],
             cwd=self.root, env=self.environ, text=True,
@@ -81,14 +81,14 @@ class SweepTree:
         )  # fmt: skip
 
     def sweep(self, file: Path, *given: str, status: int = 0, **options: Any) -> str:
-        """As :meth:`start`, to its end; what it printed."""
+        """Run :meth:`start` to its end and return what it printed."""
         process = self.start(file, *given, **options)
         text = process.communicate(timeout=240)[0]
         assert process.returncode == status, text
         return text
 
     def refused(self, file: Path, *given: str, says: str, **options: Any) -> None:
-        """One clear line, exit status 2, and nothing begun."""
+        """Check that the command prints one clear line, exits with status 2 and starts nothing."""
         text = self.sweep(file, *given, status=2, **options)
         assert text.startswith("error: "), text
         assert text.count("\n") == 1, text
@@ -109,13 +109,13 @@ class SweepTree:
         return json.loads(path.read_text())
 
     def trainer(self, name: str) -> int:
-        """The process that trains the run; 0 where none does."""
+        """Return the id of the process that trains the run, or 0."""
         lock = self.run(name) / "lock"
         found = re.match(r"process (\d+) ", lock.read_text()) if lock.exists() else None
         return int(found[1]) if found else 0
 
     def has_point(self, name: str) -> bool:
-        """Whether the run could go on from a checkpoint."""
+        """Whether the run could continue from a checkpoint."""
         return bool(list(self.run(name).glob("resume/*.json")))
 
     def log(self, name: str) -> str:
@@ -136,7 +136,7 @@ class SweepTree:
 
 
 def uninterrupted(tree: RunTree, base: dict[str, Any], task: str, seed: int, steps: int) -> Path:
-    """The folder of a run with a sweep's settings that nothing met, trained by hand."""
+    """Train a run with a sweep's settings without interruption, and return its folder."""
     name = f"whole-{task}-{steps}-seed{seed}"
     env_name = f"ALE/{task}-v5" if base["domain"] == "atari" else task
     if not tree.folder(name).exists():

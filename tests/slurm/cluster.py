@@ -119,7 +119,7 @@ class Cluster:
             time.sleep(0.2)
 
     def _daemon(self, *command: str) -> None:
-        """Start what puts itself into the background."""
+        """Start a daemon that puts itself into the background."""
         with open(self.folder / f"{command[0]}.out", "wb") as out:
             done = subprocess.run(
                 command, env={**os.environ, **self.environ}, stdout=out, stderr=out, timeout=60
@@ -129,7 +129,7 @@ class Cluster:
             raise OSError(f"{command[0]} does not start: {text[-500:]}")
 
     def ask(self, *command: str, check: bool = True) -> str:
-        """What a Slurm command prints."""
+        """Run a Slurm command and return its output."""
         done = subprocess.run(
             command, env={**os.environ, **self.environ}, capture_output=True, text=True, timeout=60
         )
@@ -150,7 +150,7 @@ class Cluster:
 
 
 def _end(pid: int) -> None:
-    """SIGTERM, and SIGKILL where that does not help."""
+    """Send SIGTERM, and SIGKILL if the process does not end."""
     os.kill(pid, 15)
     deadline = time.monotonic() + 15
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:

@@ -15,7 +15,7 @@ from tests.slurm.cluster import Cluster, why_not
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Started once; skipped, saying why, where Slurm is not installed or does not start."""
+    """Start the cluster once. The tests are skipped with a reason where Slurm cannot start."""
     if reason := why_not():
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # a socket's path must be short

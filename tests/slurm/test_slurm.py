@@ -19,7 +19,7 @@ LONG = {"JointTrainAgent.SampleMaxSteps": LONG_STEPS, "JointTrainAgent.TrainMode
 
 
 def wait_until_over(cluster: Cluster, seconds: float) -> None:
-    """Until Slurm has no jobs left."""
+    """Wait until Slurm has no jobs left."""
     deadline = time.monotonic() + seconds
     while left := cluster.ask("squeue", "--noheader"):
         assert time.monotonic() < deadline, left
@@ -45,7 +45,7 @@ def test_jobs_that_are_interrupted_go_on_exactly(
     assert re.search(r"4 (queued|running)|\d running, \d queued", again)
 
     left = {"Pong-seed1", "Boxing-seed1"}
-    while left:  # each as soon as it has a checkpoint, or it might be done by then
+    while left:  # each is interrupted at its first checkpoint, since it might be done later
         ready = wait_for(lambda: [run for run in left if sweeps.has_point(run)], 120)[0]
         left.remove(ready)
         if ready == "Boxing-seed1":

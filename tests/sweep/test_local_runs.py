@@ -17,14 +17,14 @@ GAME_STEPS = 420
 
 @pytest.fixture
 def sweeps(tmp_path: Path) -> SweepTree:
-    """A tree on a machine that has no Slurm, as far as its commands can see."""
+    """Return a source tree whose commands find no Slurm."""
     return SweepTree(tmp_path / "tree", PATH="/none")
 
 
 def test_a_run_is_trained_evaluated_collected_and_then_left_alone(
     sweeps: SweepTree, tree: RunTree
 ) -> None:
-    """Its training is killed once; one that cannot work is tried twice and given up."""
+    """One run's training is killed once. A run that cannot work is tried twice and given up."""
     steps = 500
     file = sweeps.write(
         "one", DMC, steps, tasks=["cartpole_balance", "cup_catch"], resources={"side_by_side": 2},

@@ -33,7 +33,7 @@ FILE = {"domain": "atari", "tasks": ["Pong", "Boxing"], "seeds": [1, 2]}
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
-    """Folders of this test's own."""
+    """Return folders that only this test uses."""
     monkeypatch.setenv(LOGDIR_VARIABLE, str(tmp_path))
     return project_places()
 
@@ -176,7 +176,7 @@ def open_folder() -> Iterator[Path]:
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(open_folder: Path) -> None:
-    """As another user where this is root, whom no permission stops."""
+    """The test runs as another user where this is root, because root may write anywhere."""
     tmp_path = open_folder
     file = write(tmp_path, FILE)
     (tmp_path / "eval_result").mkdir(mode=0o555)
@@ -201,7 +201,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(open_folder: Path) -> None:
 
 
 def leave_results(places: Places, plan: Plan, step: int, **changes: Any) -> None:
-    """Scores, metrics and settings of the plan's first run, as if it had come to ``step``."""
+    """Write scores, metrics and settings of the first run, as if it had reached ``step``."""
     places.results.mkdir(parents=True, exist_ok=True)
     run = plan.runs[0]
     config = plan.config(run).model_dump(mode="json")
@@ -227,7 +227,7 @@ def test_a_finished_run_is_known_by_its_results(tmp_path: Path, places: Places) 
     assert state() == "done"
     places.run(plan.runs[0].name).mkdir(parents=True)
     (places.results / f"{plan.runs[0].name}.training.json").unlink()
-    assert state() == "not started"  # it is still to be collected
+    assert state() == "not started"  # the run is not collected yet
 
 
 def test_results_of_other_settings_are_not_taken_for_a_run(tmp_path: Path, places: Places) -> None:

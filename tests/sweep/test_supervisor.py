@@ -88,7 +88,7 @@ class Toy:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Leaves the handlers of signals as they were."""
+    """Restore the signal handlers after the test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():
@@ -97,7 +97,7 @@ def handlers() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorter pauses than a day-long training deserves."""
+    """Shorten the pauses between retries, so that the tests are fast."""
     monkeypatch.setattr(module, "PAUSE", 0.01)
     monkeypatch.setattr(module, "RETRY_PAUSE", 0.05)
     monkeypatch.setattr(module, "STRAY_PAUSE", 0.2)
@@ -195,7 +195,7 @@ def test_a_stop_lets_runs_save_and_starts_no_more(tmp_path: Path) -> None:
 def test_a_run_that_never_gets_on_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the time limit is shorter than its start."""
+    """This happens where the time limit is shorter than the start of the run."""
     monkeypatch.setattr(module, "MOST_STALLS", 2)
     toy = Toy(tmp_path / "toy", WAITS.replace("save(1), ", ""))
     outcomes = []
