@@ -29,7 +29,8 @@ MOST_STALLS = 10
 """Times in a row that a run may be stopped without a new checkpoint, as by a time limit that is
 shorter than its start."""
 STRAY_PAUSE = 2.0
-"""When a signal ends a child, the same signal may reach the supervisor up to this many seconds later."""
+"""When a signal ends a child, the same signal may reach the supervisor up to this many seconds
+later."""
 
 
 @dataclass
