@@ -28,6 +28,7 @@ from torch.utils.flop_counter import flop_registry
 from benchmarks import measure
 from benchmarks.cases import CASES, STORED, case_parts
 from benchmarks.fake_cuda import DEVICE, FakeCuda, cuda_autocast
+from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.world_model import WorldModel
@@ -72,6 +73,7 @@ _SEVERAL = {
     "index_put_": 4,
     "_foreach_norm": 2,
     "recurrence_backward": 2,  # the kernel; the sum over blocks of columns
+    "norm_backward": 2,  # the kernel; the sum over groups of rows
 }
 _LISTS = {"_fused_adamw_": 36, "_foreach": 110}
 """Most tensors that one kernel over a list of tensors takes, by the start of the name."""
@@ -184,7 +186,11 @@ class Counter(FakeCuda):
 
 
 class _FakeAgent(Agent):
-    """An agent whose autocast works on fake CUDA tensors."""
+    """An agent that computes in bfloat16 on fake CUDA tensors."""
+
+    def __init__(self, config: Config, *parts: Any) -> None:
+        super().__init__(config, *parts)
+        self._half = self._half_weights() if config.BasicSettings.UseAmp else None
 
     def autocast(self) -> Any:
         return cuda_autocast(self.config.BasicSettings.UseAmp)
@@ -212,6 +218,16 @@ def _fake_replay(spec: TransitionSpec, counter: Counter) -> ReplayBuffer:
     return replay
 
 
+def _prepare(optimizer: Optimizer, counter: Counter, part: str) -> None:
+    """Let AdamW make its state, and count ``optimizer``'s own kernels under ``part``."""
+    for parameter in optimizer.adamw.param_groups[0]["params"]:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.adamw.step()
+    optimizer.__class__, optimizer.counter = _FakeOptimizer, counter
+    optimizer.keep_buffers = counter.within(part, optimizer.keep_buffers)
+    optimizer.step = counter.within(part, optimizer.step)
+
+
 def count_step(case: str, overrides: list[str] | None = None) -> dict[str, Count]:
     """The counts of one training step by the names in :data:`PARTS`.
 
@@ -222,32 +238,26 @@ def count_step(case: str, overrides: list[str] | None = None) -> dict[str, Count
     config = load_config(CASES[case], overrides=overrides or [])
     settings = config.JointTrainAgent
     model, context, imagination, actor_critic, rest = PARTS
-    codec, policy, spec = case_parts(case, config)
-    modules = WorldModel(config.Models, codec, policy), ActorCritic(config.Models, policy)
     counter = Counter()
+    with torch.device("meta"):  # nothing is initialised
+        codec, policy, spec = case_parts(case, config)
+        modules = WorldModel(config.Models, codec, policy), ActorCritic(config.Models, policy)
     for module in modules:
         counter.move(module)
-    for name in ("low", "high"):
-        if hasattr(policy, name):
-            setattr(policy, name, counter.on_cuda(getattr(policy, name)))
     replay = _fake_replay(spec, counter)
     with counter:
         agent = _FakeAgent(config, *modules, DEVICE)
         for optimizer in agent.optimizers.values():
-            optimizer.__class__, optimizer.counter = _FakeOptimizer, counter
-            optimizer.keep_buffers = counter.within(rest, optimizer.keep_buffers)
-            optimizer.step = counter.within(rest, optimizer.step)
-        agent.world_model.context = counter.within(context, agent.world_model.context)
-        for _ in range(2):  # AdamW makes its state at the first step
-            counter.counts.clear()
-            with counter.part(rest):
-                batch = replay.sample(settings.BatchSize, settings.BatchLength)
-            with counter.part(model):
-                agent.train_world_model(batch)
-            with counter.part(imagination):
-                trajectory = agent.imagine(batch)
-            with counter.part(actor_critic):
-                agent.train_actor_critic(trajectory)
+            _prepare(optimizer, counter, rest)
+        agent._context = counter.within(context, agent._context)
+        with counter.part(rest):
+            batch = replay.sample(settings.BatchSize, settings.BatchLength)
+        with counter.part(model):
+            agent.train_world_model(batch)
+        with counter.part(imagination):
+            trajectory = agent.imagine(batch)
+        with counter.part(actor_critic):
+            agent.train_actor_critic(trajectory)
     return {part: counter.counts[part] for part in PARTS}
 
 

@@ -19,6 +19,7 @@ from pwm_core.models.distributions import (
     straight_through_sample,
     unimix_probs,
 )
+from pwm_core.models.fused_norm import fuse_norms
 from pwm_core.models.losses import check_shape, weighted_sum
 from pwm_core.models.networks import NORM_EPS, BatchNorm1d, Codec, GatedUnit, head
 from pwm_core.models.sequence_models import make_sequence_model
@@ -56,6 +57,7 @@ class WorldModel(nn.Module):
         self.reward_head = head(width, width, layers, models.Act, models.NumBin)
         self.done_head = head(width, width, layers, models.Act, 1)
         self.two_hot = SymlogTwoHot(models.NumBin, models.MaxBin)
+        fuse_norms(self, config.Kernels)
         self.loss_weights = {
             "recon": 1.0,
             "reward": 1.0,
