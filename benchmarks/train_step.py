@@ -37,7 +37,7 @@ from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.scan import BACKENDS, available_backends
 from pwm_core.models.world_model import WorldModel
-from pwm_core.runtime import find_device, use_tensor_float
+from pwm_core.runtime import find_device, use_precision
 from pwm_core.training.agent import Agent
 from pwm_core.training.cuda_graph import EAGER_CALLS, CudaCapture, CudaGraph
 from pwm_core.training.replay_buffer import ReplayBuffer, TransitionSpec
@@ -66,7 +66,7 @@ def full_size(
 ) -> tuple[Agent, ReplayBuffer]:
     """The agent of a case's full config, and a replay with ``stored`` steps of noise."""
     config = load_config(CASES[case], overrides=overrides)
-    use_tensor_float(config.BasicSettings.TF32)
+    use_precision(config.BasicSettings, device)
     torch.manual_seed(0)
     codec, policy, spec = case_parts(case, config)
     world_model = WorldModel(config.Models, codec, policy)

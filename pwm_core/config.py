@@ -71,8 +71,10 @@ class BasicSettings(_Section):
     UseAmp: bool
     """Use bfloat16 autocast in the networks. Scans, losses and normalisation stay in float32."""
     TF32: bool
-    """On CUDA, round the factors of float32 products and convolutions, also those of the scan, to
-    TF32 (10 bits of mantissa). Sums stay in float32. ``false``: float32 everywhere."""
+    """On CUDA without UseAmp, round the factors of products and convolutions to TF32 (10 bits of
+    mantissa); sums stay in float32. The factors of the scan are then rounded too, except with
+    ``Scan: triton``. With UseAmp nothing is rounded to TF32: the scan and the values, which UseAmp
+    leaves in float32, are computed in full precision."""
     Compile: Annotated[
         Literal["auto", "off", "compile", "graph", "compile+graph"], BeforeValidator(_off)
     ]

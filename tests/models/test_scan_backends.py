@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pwm_core.config import REPOSITORY
 from pwm_core.errors import UserError
@@ -19,8 +23,9 @@ from pwm_core.models.scan import (
     check_backend,
     linear_attention,
 )
+from pwm_core.runtime import use_precision, use_tensor_float
 from tests.helpers import load_small
-from tests.helpers_scan import make_inputs
+from tests.helpers_scan import TF32_TOLERANCE, TOLERANCE, make_inputs
 
 INTERPRETED = (
     "tests/models/test_scan_triton.py",
@@ -138,3 +143,73 @@ def test_triton_is_refused_where_it_cannot_run(
 def test_no_other_backend_imports_triton() -> None:
     code = "import sys, pwm_core.train; sys.exit('triton' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=120)
+
+
+class TensorFloat(TorchFunctionMode):
+    """Rounds the factors of float32 products to 10 bits of mantissa, as CUDA does with TF32."""
+
+    PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if function in self.PRODUCTS:
+            args = tuple(rounded(x) if x.dtype == torch.float32 else x for x in args)
+        return function(*args, **(kwargs or {}))
+
+
+def rounded(x: Tensor) -> Tensor:
+    """``x`` float32 with 10 bits of mantissa, to the nearest."""
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
+def test_the_error_with_tensor_float_stays_in_its_tolerance(backend: str) -> None:
+    """The factors are rounded here, so that no GPU is needed; Triton's kernel has no products."""
+    inputs = make_inputs(40)
+    expected = linear_attention(*inputs[:4], initial_state=inputs.initial_state).output
+    single = [x.float() for x in inputs]
+    errors = []
+    for mode in (contextlib.nullcontext(), TensorFloat()):
+        with mode:
+            found = linear_attention(*single[:4], None, single[4], backend=backend).output
+        errors.append(float((found - expected).norm() / expected.norm()))
+    assert errors[0] <= TOLERANCE[torch.float32]
+    assert TOLERANCE[torch.float32] < errors[1] <= TF32_TOLERANCE[backend]
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@needs_cuda
+@pytest.mark.parametrize("tensor_float", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_error_on_cuda_stays_in_its_tolerance(backend: str, tensor_float: bool) -> None:
+    inputs = make_inputs(40)
+    expected = linear_attention(*inputs[:4], initial_state=inputs.initial_state).output
+    single = [x.cuda().float() for x in inputs]
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        use_tensor_float(tensor_float)
+        found = linear_attention(*single[:4], None, single[4], backend=backend).output
+    finally:
+        use_tensor_float(before)
+    most = TF32_TOLERANCE[backend] if tensor_float else TOLERANCE[torch.float32]
+    assert (found.cpu() - expected).norm() <= most * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("half", "tensor_float", "rounds"), [(True, True, False), (False, True, True)]
+)
+def test_tensor_float_takes_the_place_of_bfloat16(
+    half: bool, tensor_float: bool, rounds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What UseAmp leaves in float32 is computed in float32."""
+    monkeypatch.setattr("pwm_core.runtime.has_bfloat16", lambda _device: True)
+    found: list[bool] = []
+    monkeypatch.setattr("pwm_core.runtime.use_tensor_float", found.append)
+    flags = {"UseAmp": half, "TF32": tensor_float}
+    config = load_small(*(f"BasicSettings.{key}={value}" for key, value in flags.items()))
+    use_precision(config.BasicSettings, torch.device("cuda"))
+    assert found == [rounds]
