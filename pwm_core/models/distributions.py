@@ -100,6 +100,8 @@ def exponential_race(probs: Tensor) -> Tensor:
 
 def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """``index`` (...) int64 -> (..., classes)."""
+    if torch.compiler.is_compiling():  # a comparison is fused with its neighbours, a scatter is not
+        return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).to(dtype)
     encoded = torch.zeros(*index.shape, classes, dtype=dtype, device=index.device)
     return encoded.scatter_(-1, index.unsqueeze(-1), 1.0)
 

@@ -85,7 +85,7 @@ def test_what_torch_compile_relies_on() -> None:
     states = memory._states
     arguments = (
         *(torch.randn(4 * B, 16, device=DEVICE), torch.randn(4 * B, 4, device=DEVICE)),
-        *(memory._decay, memory._keys, memory._values, memory._position),
+        *(memory._decay, memory._keys, memory._values, memory._positions[0]),
         *(x.contiguous() for x in (states.start, states.decay, states.keys, states.values)),
         0,
     )

@@ -63,15 +63,22 @@ class ImaginedMemory:
 
     Args:
         states: the states of B sequences.
-        starts: the steps of each sequence after which imagination starts, N in all, as a slice
-            with a start and a stop.
+        starts: the steps of each sequence after which imagination starts, N in all.
         zero: (N,) bool, the starts whose state is zeros.
         horizon: largest number of imagined steps.
+        clock: the memory of another block that always takes its step first; it counts for both.
     """
 
-    def __init__(self, states: States, starts: slice, zero: Tensor, horizon: int) -> None:
+    def __init__(
+        self,
+        states: States,
+        starts: slice,
+        zero: Tensor,
+        horizon: int,
+        clock: ImaginedMemory | None = None,
+    ) -> None:
         batch, _chunks, chunk, width = states.decay.shape
-        first, stop = starts.start, starts.stop
+        first, stop, _ = starts.indices(states.length)
         # Keep only the chunks that hold a start.
         begin, end = first // chunk, -(-stop // chunk)
         self._shape = (batch, end - begin, chunk, width)
@@ -90,8 +97,9 @@ class ImaginedMemory:
         self._values = states.start.new_zeros(count, horizon, values)
         self._length = 0
         self._chunks: list[Tensor | None] | None = None
-        # The number of steps taken, as a tensor too: a compiled step must not depend on an int.
-        self._position = torch.zeros((), dtype=torch.int64, device=zero.device)
+        # The current step as a tensor too: a compiled step must not depend on an int.
+        self._clock = clock
+        self._position = torch.full((), -1, device=zero.device)
         self._positions = torch.arange(horizon, device=zero.device)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
@@ -141,9 +149,9 @@ class ImaginedMemory:
     def _next(self) -> Tensor:
         """The number of steps taken before this one, an int64 scalar."""
         if torch.compiler.is_compiling():
-            position = self._position.clone()
-            self._position.add_(1)
-            return position
+            if self._clock is not None:
+                return self._clock._position
+            return self._position.add_(1)
         self._length += 1
         return self._positions[self._length - 1]
 
@@ -332,12 +340,14 @@ class History(NamedTuple):
     def start(self, steps: slice, zero: Tensor, horizon: int) -> ImaginationState:
         """The state after ``steps`` of every sequence; see :class:`SequenceHistory`."""
         mask = zero.unsqueeze(-1)
+        first, *others = (block.memory for block in self.blocks)
+        clock = ImaginedMemory(first, steps, zero, horizon)
         return ImaginationState(
             [
                 block.previous[:, steps].flatten(0, 1).masked_fill(mask, 0.0)
                 for block in self.blocks
             ],
-            [ImaginedMemory(block.memory, steps, zero, horizon) for block in self.blocks],
+            [clock, *(ImaginedMemory(states, steps, zero, horizon, clock) for states in others)],
         )
 
 
