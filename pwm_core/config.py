@@ -111,9 +111,11 @@ class JointTrainAgent(_Section):
     BatchLength: Annotated[int, BeforeValidator(_number), Field(ge=2)]
     """Steps per replayed sequence (T)."""
     ImagineBatchSize: Count
-    """Number of the batch's sequences that imagination starts from."""
+    """Number of the batch's sequences that imagination starts from. With ``Method: storm``, number
+    of contexts that are sampled apart from the batch."""
     ImagineContext: Count
-    """Number of last steps of each of those sequences that imagination starts from."""
+    """Number of last steps of each of those sequences that imagination starts from. With ``Method:
+    storm``, steps of a context, after whose last step imagination starts."""
     ImagineHorizon: Count
     """Imagined steps of a rollout (H)."""
     TrainModelEverySteps: Count
@@ -123,6 +125,13 @@ class JointTrainAgent(_Section):
     AgentUpdate: Count
     """Actor-critic updates on each imagined batch. From the second update on, the policy loss is
     clipped by Models.Agent.ClipRatio."""
+    UseDemonstration: bool
+    """Add sequences of the recorded trajectory ``-trajectory_path`` to every update."""
+    DemonstrationBatchSize: Count
+    """Sequences of the recorded trajectory in a world-model update, in addition to BatchSize."""
+    ImagineDemonstrationBatchSize: Count
+    """Contexts of the recorded trajectory in addition to ImagineBatchSize; read only with ``Method:
+    storm``."""
     SaveEverySteps: Count
     """Agent steps between checkpoints."""
     VideoLogStep: Count
@@ -174,6 +183,18 @@ class WorldModelConfig(_Section):
     ``mean``: it is the mean of fan-in and fan-out, (Hidden + 1) / 2."""
     Unimix: Fraction
     """Weight of the uniform distribution that is mixed into every latent categorical."""
+    ImageOutput: Literal["sigmoid", "linear"]
+    """What ends the image decoder. ``linear``: nothing, so that pixels are not bounded (STORM)."""
+    ImageLoss: Literal["quantised", "squared"]
+    """Reconstruction loss of an image. ``quantised``: half the squared error, in which values that
+    agree after rounding to 8 bits count 0. ``squared``: the plain squared error (STORM). Both are
+    summed over the image."""
+    Prior: Literal["gated", "linear"]
+    """Layers of the prior. ``gated``: a gated unit, a linear layer and BatchNorm. ``linear``: one
+    linear layer (STORM)."""
+    PosteriorBias: bool
+    """Give the posterior's linear layer a bias, which makes a difference only if no BatchNorm
+    follows."""
     PosteriorNorm: bool
     """Apply BatchNorm to the posterior's logits (the "BatchNorm trick"); an ablation switch."""
     LatentGain: Positive
@@ -211,6 +232,9 @@ class AgentConfig(_Section):
     """Scan backend of the returns."""
     SlowCritic: bool
     """Also train the critic towards returns bootstrapped from its slowly moving average."""
+    StepWeight: Literal["discount", "one"]
+    """Weight of an imagined step in the losses. ``discount``: the product of the discounts before
+    it. ``one``: 1, also after a predicted end (STORM)."""
     EntropyCoef: NonNegative
     """Weight of the policy's entropy bonus."""
     ClipRatio: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
@@ -224,6 +248,10 @@ class AgentConfig(_Section):
     """Weight decay of AdamW."""
     GradClip: Positive
     """Gradients with a larger norm are scaled down to this norm."""
+    Percentile: Literal["interpolated", "kth"]
+    """How percentiles of the n returns of an update are read. ``interpolated``: between the two
+    nearest returns. ``kth``: the return at the position int(percentile * n) of the sorted ones
+    (STORM)."""
     MinPer: Fraction
     """Lower percentile of the returns; its distance from the upper one scales the advantage."""
     MaxPer: Fraction
@@ -239,6 +267,11 @@ class AgentConfig(_Section):
 class Models(_Section):
     """Sizes and objectives of the world model and of the actor and critic."""
 
+    Method: Literal["pamorl", "storm"]
+    """Where imagination starts, and which latent the policy reads when it acts. ``pamorl``: at the
+    replayed states of the batch; the latent of the frame that it sees. ``storm``: after contexts
+    that are sampled apart; the latent that the prior predicts before the frame is seen. The other
+    differences between the two methods are keys of their own."""
     Hidden: Count
     """Width of the sequence model and of the heads (D)."""
     NumBin: Annotated[int, BeforeValidator(_number), Field(ge=2)]
@@ -247,6 +280,8 @@ class Models(_Section):
     """Largest bin, in symlog space."""
     Act: Activation
     """Activation of encoders, decoders and heads."""
+    ZeroHeads: bool
+    """Start the last layers of the actor, critic, reward and done heads with zeros."""
     Stoch: Count
     """Categoricals of a latent (S)."""
     Discrete: Annotated[int, BeforeValidator(_number), Field(ge=2)]

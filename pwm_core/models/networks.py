@@ -6,6 +6,7 @@ A codec is the encoder, the decoder and the reconstruction loss of one type of o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -37,11 +38,18 @@ def mlp(inputs: int, units: int, layers: int, act: str) -> nn.Sequential:
     return nn.Sequential(*modules)
 
 
-def head(inputs: int, units: int, layers: int, act: str, outputs: int) -> nn.Sequential:
-    """An :func:`mlp`, then a zero-initialised Linear (with bias) to ``outputs``."""
+def head(
+    inputs: int, units: int, layers: int, act: str, outputs: int, *, zero: bool = True
+) -> nn.Sequential:
+    """An :func:`mlp`, then a Linear (with bias) to ``outputs``.
+
+    Args:
+        zero: start the last Linear with zeros.
+    """
     last = nn.Linear(units, outputs)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    if zero:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
     return nn.Sequential(*mlp(inputs, units, layers, act), last)
 
 
@@ -141,7 +149,8 @@ class LatentNet(nn.Module):
 def latent_head(models: Models, outputs: int) -> LatentNet:
     """A :func:`head` whose input is a state (deter, latent)."""
     width, layers = models.Hidden, models.Agent.Layers
-    return LatentNet(width, models, *head(width, width, layers - 1, models.Act, outputs))
+    last = head(width, width, layers - 1, models.Act, outputs, zero=models.ZeroHeads)
+    return LatentNet(width, models, *last)
 
 
 class BatchNorm1d(nn.BatchNorm1d):
@@ -189,6 +198,27 @@ class Codec(Protocol):
         """Pictures (N, height, width, channels) uint8, or None if observations are no pictures."""
 
 
+def quantised_loss(decoded: Tensor, prepared: Tensor) -> Tensor:
+    """Half the squared error, summed over an image: (N,) float32.
+
+    A value counts 0 if it agrees with its target after rounding to 8 bits.
+    """
+    error = F.hardshrink(decoded.float() - prepared, 0.5 / 255)
+    return 0.5 * error.square().sum(dim=(1, 2, 3))
+
+
+def squared_loss(decoded: Tensor, prepared: Tensor) -> Tensor:
+    """The squared error, summed over an image: (N,) float32."""
+    return (decoded.float() - prepared).square().sum(dim=(1, 2, 3))
+
+
+IMAGE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "quantised": quantised_loss,
+    "squared": squared_loss,
+}
+"""The keys are the values of ``Models.WorldModel.ImageLoss``."""
+
+
 class ImageCodec:
     """Stride-2 convolutions for images, in channels-last memory format (PaMoRL, appendix)."""
 
@@ -200,6 +230,7 @@ class ImageCodec:
         self.features = widths[-1] * config.MinRes**2
         self.encoder = self._encoder(channels, widths, models.Act)
         self.decoder = self._decoder(channels, widths, models)
+        self._error = IMAGE_LOSSES[config.ImageLoss]
 
     @staticmethod
     def _encoder(channels: int, widths: list[int], act: str) -> nn.Sequential:
@@ -219,7 +250,9 @@ class ImageCodec:
         for inputs, outputs in zip(widths[::-1], widths[-2::-1], strict=False):
             modules.append(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False))
             modules += [nn.BatchNorm2d(outputs, eps=NORM_EPS), ACTIVATIONS[models.Act]()]
-        modules += [nn.ConvTranspose2d(widths[0], channels, 4, 2, 1), nn.Sigmoid()]
+        modules.append(nn.ConvTranspose2d(widths[0], channels, 4, 2, 1))
+        if models.WorldModel.ImageOutput == "sigmoid":
+            modules.append(nn.Sigmoid())
         return nn.Sequential(*modules).to(memory_format=torch.channels_last)
 
     def prepare(self, obs: Tensor) -> Tensor:
@@ -234,12 +267,8 @@ class ImageCodec:
         return rearrange(obs, "n h w c -> n c h w").float().div_(255)
 
     def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
-        """Half the squared error, summed over an image: (N,) float32.
-
-        A value counts 0 if it agrees with its target after rounding to 8 bits.
-        """
-        error = F.hardshrink(decoded.float() - prepared, 0.5 / 255)
-        return 0.5 * error.square().sum(dim=(1, 2, 3))
+        """The function of :data:`IMAGE_LOSSES` that the config names: (N,) float32."""
+        return self._error(decoded, prepared)
 
     def frames(self, prepared: Tensor) -> Tensor:
         """(N, channels, height, width) in [0, 1] -> (N, height, width, channels) uint8."""

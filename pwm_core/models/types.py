@@ -38,7 +38,8 @@ class Context(NamedTuple):
     """The N replayed states from which imagination starts.
 
     Attributes:
-        latent: (N, S) int64, classes of the posterior's ``z_{t+1}``.
+        latent: (N, S) int64, classes of ``z_{t+1}``, drawn from the posterior, or with STORM from
+            the prior.
         deter: (N, D) ``deter_t``, zeros where step t+1 begins an episode.
         begins: (N,) bool, whether step t+1 begins an episode. Imagination then starts from zero
             states of the sequence model.
