@@ -158,7 +158,7 @@ class WorldModelConfig(_Section):
     """Layers of the proprioceptive encoder and decoder."""
     MLPUnits: Count
     """Width of the proprioceptive encoder and decoder."""
-    SequenceModel: Literal["linear_attention"]
+    SequenceModel: Literal["linear_attention", "attention"]
     """The sequence model, a name of ``pwm_core.models.sequence_models``."""
     Blocks: Count
     """Blocks of the sequence model."""
@@ -178,6 +178,17 @@ class WorldModelConfig(_Section):
     """Factor of the prior's logits in training and imagination. The logits of the published prior
     start 1.3 times larger than ours with a gain of 1, because its BatchNorm also sees zero states.
     Its imagined latents are therefore sharper."""
+    Heads: Count
+    """Heads of ``attention``."""
+    FeedForwardAct: Activation
+    """Activation of the feed-forward layers of ``attention``."""
+    Positions: Count
+    """Size of ``attention``'s table of learned positions: the longest sequence it takes. A step's
+    position is the number of earlier steps that it sees, all of its own episode."""
+    ActingWindow: Count
+    """Last steps of an episode that ``attention`` sees when it acts."""
+    ImagineWindow: Count
+    """Last steps before the start of an imagined rollout that ``attention`` sees in it."""
     MixFan: Literal["width", "mean"]
     """The token-mixing weights start with the variance 1 / fan. ``width``: the fan is Hidden.
     ``mean``: it is the mean of fan-in and fan-out, (Hidden + 1) / 2."""

@@ -25,6 +25,29 @@ MOST_FRAME_SKIP = 100
 """The most frames that an action may be held for: 100 frames are 1.7 s of an Atari game."""
 
 
+def _impossible_attention(config: Config) -> Iterable[tuple[str, str]]:
+    """As :func:`_impossible`, for the keys of the sequence model ``attention``."""
+    model, train = config.Models.WorldModel, config.JointTrainAgent
+    if config.Models.Hidden % model.Heads:
+        yield "Models.WorldModel.Heads", f"must divide Models.Hidden = {config.Models.Hidden}"
+    if model.Positions < train.BatchLength:
+        yield (
+            "Models.WorldModel.Positions",
+            f"must be at least JointTrainAgent.BatchLength = {train.BatchLength}",
+        )
+    if model.ActingWindow > model.Positions:
+        yield (
+            "Models.WorldModel.ActingWindow",
+            f"must be at most Models.WorldModel.Positions = {model.Positions}",
+        )
+    if model.ImagineWindow + train.ImagineHorizon > model.Positions:
+        yield (
+            "Models.WorldModel.ImagineWindow",
+            f"must with JointTrainAgent.ImagineHorizon = {train.ImagineHorizon} be at most "
+            f"Models.WorldModel.Positions = {model.Positions}",
+        )
+
+
 def _impossible(config: Config) -> Iterable[tuple[str, str]]:
     """Values that are impossible, alone or in combination: (key, what would be valid)."""
     train, models = config.JointTrainAgent, config.Models
@@ -42,6 +65,8 @@ def _impossible(config: Config) -> Iterable[tuple[str, str]]:
         )
     if models.Hidden % models.WorldModel.HeadDivisor:
         yield "Models.WorldModel.HeadDivisor", f"must divide Models.Hidden = {models.Hidden}"
+    if models.WorldModel.SequenceModel == "attention":
+        yield from _impossible_attention(config)
     if train.ImagineBatchSize > train.BatchSize:
         yield "JointTrainAgent.ImagineBatchSize", f"must be at most BatchSize = {train.BatchSize}"
     if train.ImagineContext > train.BatchLength:
