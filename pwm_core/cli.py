@@ -228,9 +228,9 @@ def read_config(arguments: argparse.Namespace, domain: Domain) -> Config:
 def make_agent(domain: Domain, config: Config, env: VectorEnv, device: str) -> Agent:
     """Make the world model, the actor-critic and the optimisers on ``device``."""
     from pwm_core.runtime import find_device
-    from pwm_core.training.agent import Agent
+    from pwm_core.training import methods
 
-    return Agent(
+    return methods.make_agent(
         config,
         domain.make_world_model(config, env),
         domain.make_actor_critic(config, env),

@@ -1,7 +1,8 @@
 """Reading, checking and writing config files.
 
 A domain's full config file (``config_files/atari.yaml``) holds every key. Any other file is laid
-over it, so a file needs to name only what it changes.
+over it, so a file needs to name only what it changes. A file with key names of STORM's is first
+laid over ``config_files/STORM.yaml``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel
 
+from pwm_core import storm_names
 from pwm_core.config import Config
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import CONFIG_ROOT
@@ -67,7 +69,8 @@ def _impossible(config: Config) -> Iterable[tuple[str, str]]:
         yield "Models.WorldModel.HeadDivisor", f"must divide Models.Hidden = {models.Hidden}"
     if models.WorldModel.SequenceModel == "attention":
         yield from _impossible_attention(config)
-    if train.ImagineBatchSize > train.BatchSize:
+    sampled_apart = models.Method == "storm"
+    if train.ImagineBatchSize > train.BatchSize and not sampled_apart:
         yield "JointTrainAgent.ImagineBatchSize", f"must be at most BatchSize = {train.BatchSize}"
     if train.ImagineContext > train.BatchLength:
         yield "JointTrainAgent.ImagineContext", f"must be at most BatchLength = {train.BatchLength}"
@@ -221,11 +224,16 @@ def _places(name: str, section: type[BaseModel] = Config) -> list[str]:
     return found
 
 
-def _explain(error: pydantic.ValidationError, source: str) -> str:
-    """The first error as one line: the file, the key, what is wrong and what would be valid."""
+def _explain(error: pydantic.ValidationError, source: str, written: Mapping[str, str]) -> str:
+    """The first error as one line: the file, the key, what is wrong and what would be valid.
+
+    Args:
+        written: key -> the name that the user has written in its place.
+    """
     first = error.errors()[0]
     location = tuple(str(part) for part in first["loc"])
     key = ".".join(location)
+    key = written.get(key, key)
     if first["type"] == "extra_forbidden":
         valid = _section_keys(location[:-1])
         elsewhere = _places(location[-1])
@@ -243,12 +251,31 @@ def _explain(error: pydantic.ValidationError, source: str) -> str:
     return f"{source}: {key} = {given} is not valid: {message}"
 
 
-def _validate(content: Mapping[str, Any], source: str) -> Config:
+def _validate(content: Mapping[str, Any], source: str, written: Mapping[str, str]) -> Config:
     try:
         config = Config.model_validate(content)
     except pydantic.ValidationError as error:
-        raise UserError(_explain(error, source)) from None
+        raise UserError(_explain(error, source, written)) from None
     return config
+
+
+def _lay_over(
+    base: Mapping[str, Any], change: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any], Config]:
+    """``base`` with the file or flag ``change`` laid over it, in our own names, and validated."""
+    translated = storm_names.translate(change, source)
+    content = _overlay(base, translated.content)
+    return content, _validate(content, source, translated.written)
+
+
+def _base(content: Mapping[str, Any], defaults: str | Path | None) -> dict[str, Any]:
+    """What a config file with ``content`` is laid over."""
+    base = {} if defaults is None else read_yaml(CONFIG_ROOT / defaults)
+    if storm_names.has_names(content):
+        path = CONFIG_ROOT / storm_names.BASE
+        storm = storm_names.translate(read_yaml(path), str(path))
+        base = _overlay(base, storm.content)
+    return base
 
 
 def load_config(
@@ -261,12 +288,9 @@ def load_config(
     """
     path, overrides = find_config(path), list(overrides)
     content = read_yaml(path)
-    if defaults is not None:
-        content = _overlay(read_yaml(CONFIG_ROOT / defaults), content)
-    config = _validate(content, str(path))
+    content, config = _lay_over(_base(content, defaults), content, str(path))
     for override in overrides:
-        content = _overlay(content, _parse_override(override))
-        config = _validate(content, _flag(override))
+        content, config = _lay_over(content, _parse_override(override), _flag(override))
     # checked after all overrides, because related keys may change together
     for key, need in _impossible(config):
         named = [_flag(text) for text in overrides if text.partition("=")[0].strip() == key]

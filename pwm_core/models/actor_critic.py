@@ -103,7 +103,17 @@ class ActorCritic(nn.Module):
     def act(self, deter: Tensor, latent: Tensor, *, greedy: bool = False) -> Tensor:
         """(N, D) and (N, S) -> actions as executed and stored: (N,) int64, or (N, A) clipped."""
         output = self.actor(deter, latent)
-        action = self.policy.mode(output) if greedy else self.policy.sample(output)
+        return self._executed(self.policy.mode(output) if greedy else self.policy.sample(output))
+
+    def act_at_random(self, count: int, device: torch.device) -> Tensor:
+        """``count`` actions as :meth:`act` returns them, of a policy whose output is zeros.
+
+        Discrete ones are uniform.
+        """
+        zeros = torch.zeros(count, self.policy.output_width, device=device)
+        return self._executed(self.policy.sample(zeros))
+
+    def _executed(self, action: Tensor) -> Tensor:
         return action if self.policy.discrete else self.policy.encode(action)
 
     def _returns(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ class Batch(NamedTuple):
     reward: Tensor
     done: Tensor
     is_first: Tensor
+
+
+def concatenate(first: Batch, second: Batch) -> Batch:
+    """The sequences of both batches; their lengths are equal."""
+    return Batch(*(torch.cat(pair) for pair in zip(first, second, strict=True)))
 
 
 class Context(NamedTuple):

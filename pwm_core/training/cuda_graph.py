@@ -58,31 +58,35 @@ class CudaGraph(Generic[Output]):
 
 
 class CapturedUpdate:
-    """Sampling a batch and ``Agent.update`` as CUDA graphs, one for each combination of flags.
+    """Sampling and ``Agent.update`` as CUDA graphs, one for each combination of flags.
 
     Args:
         update: ``Agent.update``.
-        sample: draws a batch.
+        sample: draws the batches of an update.
         on_device: whether ``sample`` runs on the device and so becomes part of the graph. If not,
-            each batch is copied into the tensors that the graph reads.
+            the batches are copied into the tensors that the graph reads.
     """
 
     def __init__(
-        self, update: Callable[..., Metrics], sample: Callable[[], Batch], *, on_device: bool
+        self,
+        update: Callable[..., Metrics],
+        sample: Callable[[], tuple[Batch, ...]],
+        *,
+        on_device: bool,
     ) -> None:
         self._update, self._sample, self._on_device = update, sample, on_device
         self._graphs: dict[tuple[bool, bool], CudaGraph[Metrics]] = {}
-        self._batch: Batch | None = None
+        self._batches: tuple[Batch, ...] = ()
 
     def __call__(self, *, world_model: bool, actor_critic: bool) -> Metrics:
-        """Sample a batch and update on it; metrics are scalars on the device."""
+        """Sample batches and update on them; metrics are scalars on the device."""
         if not self._on_device:
             self._copy_in(self._sample())
         key = (world_model, actor_critic)
         if key not in self._graphs:
             self._graphs[key] = CudaGraph(
                 lambda: self._update(
-                    self._batch or self._sample(),
+                    *(self._batches or self._sample()),
                     world_model=world_model,
                     actor_critic=actor_critic,
                 )
@@ -93,12 +97,13 @@ class CapturedUpdate:
         """Forget the graphs, which read tensors that are there no longer; new ones are captured."""
         self._graphs.clear()
 
-    def _copy_in(self, batch: Batch) -> None:
-        """Copy ``batch`` into the tensors that the graph reads."""
-        if self._batch is None:
-            self._batch = Batch(*(field.clone() for field in batch))
-        for static, field in zip(self._batch, batch, strict=True):
-            static.copy_(field, non_blocking=True)
+    def _copy_in(self, batches: tuple[Batch, ...]) -> None:
+        """Copy ``batches`` into the tensors that the graph reads."""
+        if not self._batches:
+            self._batches = tuple(Batch(*(x.clone() for x in batch)) for batch in batches)
+        for mine, batch in zip(self._batches, batches, strict=True):
+            for static, field in zip(mine, batch, strict=True):
+                static.copy_(field, non_blocking=True)
 
 
 class CapturedActing:
