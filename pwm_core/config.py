@@ -149,8 +149,10 @@ class WorldModelConfig(_Section):
     """Layers of the proprioceptive encoder and decoder."""
     MLPUnits: Count
     """Width of the proprioceptive encoder and decoder."""
-    SequenceModel: Literal["linear_attention", "attention"]
-    """The sequence model, a name of ``pwm_core.models.sequence_models``."""
+    SequenceModel: Literal["linear_attention", "attention", "gru", "ssm"]
+    """The sequence model, a name of ``pwm_core.models.sequence_models``. ``linear_attention``: the
+    paper's. ``attention``: STORM's transformer. ``gru``: gated recurrent units. ``ssm``: a diagonal
+    state-space model, linear and not selective."""
     Blocks: Count
     """Blocks of the sequence model."""
     HeadDivisor: Count
@@ -162,7 +164,8 @@ class WorldModelConfig(_Section):
     OutputTanh: bool
     """Apply tanh to the last block's output."""
     Dropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-    """Rate of token dropout and of ordinary dropout in the blocks during training."""
+    """Rate of dropout in the blocks during training, and of token dropout, which only
+    ``linear_attention`` has."""
     PriorDropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
     """Dropout rate in the prior's gated unit during training. The published code has 0.1."""
     PriorGain: Positive
@@ -180,6 +183,10 @@ class WorldModelConfig(_Section):
     """Last steps of an episode that ``attention`` sees when it acts."""
     ImagineWindow: Count
     """Last steps before the start of an imagined rollout that ``attention`` sees in it."""
+    SSMScan: Literal["sequential", "odd_even", "kogge_stone", "fft"]
+    """Scan backend of ``ssm``; all compute the same numbers. ``fft`` convolves where no episode
+    begins inside the sequences of a batch, and scans where one does; a CUDA graph cannot do
+    that."""
     MixFan: Literal["width", "mean"]
     """The token-mixing weights start with the variance 1 / fan. ``width``: the fan is Hidden.
     ``mean``: it is the mean of fan-in and fan-out, (Hidden + 1) / 2."""
