@@ -31,6 +31,7 @@ VARIANTS += [
     ("SequenceModel=ssm", f"SSMScan={scan}") for scan in ("sequential", "kogge_stone", "fft")
 ]
 VARIANTS += [("SequenceModel=gru", "OutputTanh=true")]
+VARIANTS += [(switch,) for switch in ("TokenMixing=false", "Decay=learned", "Decay=none")]
 MODELS = pytest.mark.parametrize("variant", VARIANTS, ids=",".join)
 Inputs = tuple[Tensor, Tensor, Tensor]
 """Latents, actions and is_first."""
