@@ -1,7 +1,7 @@
 """Reading, checking and writing config files.
 
 A domain's full config file (``config_files/atari.yaml``) holds every key. Any other file is laid
-over it, so a file needs to name only what it changes.
+over it, so a file needs to name only what it changes. Several files can be laid over one another.
 """
 
 from __future__ import annotations
@@ -104,6 +104,19 @@ def find_config(path: str | Path) -> Path:
             return candidate
     here = sorted(str(p.relative_to(CONFIG_ROOT)) for p in CONFIG_ROOT.glob("config_files/*.yaml"))
     raise UserError(f"config file {path} does not exist; there are {', '.join(here)}")
+
+
+def find_configs(paths: str | Path) -> list[Path]:
+    """The files that ``paths`` names: one, or several with commas between them, each as
+    :func:`find_config` finds it.
+
+    Raises:
+        UserError: one of them does not exist.
+    """
+    whole = str(paths)
+    if "," not in whole or Path(whole).is_file():
+        return [find_config(paths)]
+    return [find_config(path.strip()) for path in whole.split(",")]
 
 
 class _Loader(yaml.SafeLoader):
@@ -256,14 +269,18 @@ def load_config(
 ) -> Config:
     """Read ``path`` over the domain's ``defaults``, then apply ``-set`` overrides.
 
+    Args:
+        path: one file, or several with commas between them; each is laid over those before it.
+
     Raises:
         UserError: a file is missing, a key is unknown, a type is wrong or a value is impossible.
     """
-    path, overrides = find_config(path), list(overrides)
-    content = read_yaml(path)
+    overrides, content = list(overrides), {}
     if defaults is not None:
-        content = _overlay(read_yaml(CONFIG_ROOT / defaults), content)
-    config = _validate(content, str(path))
+        content = read_yaml(CONFIG_ROOT / defaults)
+    for layer in find_configs(path):
+        content = _overlay(content, read_yaml(layer))
+        config, source = _validate(content, str(layer)), layer
     for override in overrides:
         content = _overlay(content, _parse_override(override))
         config = _validate(content, _flag(override))
@@ -271,7 +288,7 @@ def load_config(
     for key, need in _impossible(config):
         named = [_flag(text) for text in overrides if text.partition("=")[0].strip() == key]
         raise UserError(
-            f"{[str(path), *named][-1]}: {key} = {_value(config, key)} is impossible: it {need}"
+            f"{[str(source), *named][-1]}: {key} = {_value(config, key)} is impossible: it {need}"
         )
     return config
 
