@@ -104,7 +104,8 @@ def _add_shared_flags(parser: Parser, domain: Domain, *, named: bool = True) -> 
         "-config_path",
         type=_file,
         default=None,
-        help=f"YAML file laid over the domain's full config, {domain.defaults}",
+        metavar="FILE[,FILE...]",
+        help=f"YAML files laid over the domain's full config, {domain.defaults}, in this order",
     )
     parser.add_argument(
         "-logdir",

@@ -43,6 +43,12 @@ def _count_or_task(value: Any) -> Any:
     return value if value == "task" else int(value)
 
 
+def _bool_or_layer(value: Any) -> Any:
+    if value != "layer" and not isinstance(value, bool):
+        raise ValueError("it must be true (BatchNorm), layer (LayerNorm) or false (none)")
+    return value
+
+
 def _off(value: Any) -> Any:
     """The string ``off``, which YAML reads as false."""
     return "off" if value is False else value
@@ -158,8 +164,10 @@ class WorldModelConfig(_Section):
     """Layers of the proprioceptive encoder and decoder."""
     MLPUnits: Count
     """Width of the proprioceptive encoder and decoder."""
-    SequenceModel: Literal["linear_attention", "attention"]
-    """The sequence model, a name of ``pwm_core.models.sequence_models``."""
+    SequenceModel: Literal["linear_attention", "attention", "gru", "ssm"]
+    """The sequence model, a name of ``pwm_core.models.sequence_models``. ``linear_attention``: the
+    paper's. ``attention``: STORM's transformer. ``gru``: gated recurrent units. ``ssm``: a diagonal
+    state-space model, linear and not selective."""
     Blocks: Count
     """Blocks of the sequence model."""
     HeadDivisor: Count
@@ -171,7 +179,8 @@ class WorldModelConfig(_Section):
     OutputTanh: bool
     """Apply tanh to the last block's output."""
     Dropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-    """Rate of token dropout and of ordinary dropout in the blocks during training."""
+    """Rate of dropout in the blocks during training, and of token dropout, which only
+    ``linear_attention`` has."""
     PriorDropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
     """Dropout rate in the prior's gated unit during training. The published code has 0.1."""
     PriorGain: Positive
@@ -189,6 +198,17 @@ class WorldModelConfig(_Section):
     """Last steps of an episode that ``attention`` sees when it acts."""
     ImagineWindow: Count
     """Last steps before the start of an imagined rollout that ``attention`` sees in it."""
+    SSMScan: Literal["sequential", "odd_even", "kogge_stone", "fft"]
+    """Scan backend of ``ssm``; all compute the same numbers. ``fft`` convolves where no episode
+    begins inside the sequences of a batch, and scans where one does; a CUDA graph cannot do
+    that."""
+    TokenMixing: bool
+    """Compute the decay of ``linear_attention`` from a mixture of the current and the previous
+    input. ``false``: from the current one alone. Read only with ``Decay: data``."""
+    Decay: Literal["data", "learned", "none"]
+    """Decay of ``linear_attention``'s state. ``data``: from the inputs, by token mixing (the
+    paper's). ``learned``: one learned constant for each key channel. ``none``: 1, the state forgets
+    nothing before a reset."""
     MixFan: Literal["width", "mean"]
     """The token-mixing weights start with the variance 1 / fan. ``width``: the fan is Hidden.
     ``mean``: it is the mean of fan-in and fan-out, (Hidden + 1) / 2."""
@@ -206,10 +226,16 @@ class WorldModelConfig(_Section):
     PosteriorBias: bool
     """Give the posterior's linear layer a bias, which makes a difference only if no BatchNorm
     follows."""
-    PosteriorNorm: bool
-    """Apply BatchNorm to the posterior's logits (the "BatchNorm trick"); an ablation switch."""
+    PosteriorNorm: Annotated[bool | Literal["layer"], BeforeValidator(_bool_or_layer)]
+    """Normalisation of the posterior's logits. ``true``: BatchNorm (the "BatchNorm trick").
+    ``layer``: LayerNorm. ``false``: none."""
+    CodecNorm: Literal["auto", "batch", "layer", "none"]
+    """Normalisation in encoder and decoder. ``auto``: the paper's, BatchNorm for images and
+    LayerNorm for vectors. ``batch``, ``layer``: that one for both; of an image, LayerNorm
+    normalises the channels at each position. ``none``: no normalisation; the layers then have
+    biases."""
     LatentGain: Positive
-    """Initial scale of the BatchNorm on the latents' logits. With the paper's 1, latents start
+    """Initial scale of the normalisation of the latents' logits. With the paper's 1, latents start
     noisy. The scale changes by about 1e-3 per update, so sharpening them takes thousands of
     updates."""
     Scan: Literal["sequential", "odd_even", "kogge_stone", "chunked", "triton"]

@@ -1,8 +1,8 @@
 """Reading, checking and writing config files.
 
 A domain's full config file (``config_files/atari.yaml``) holds every key. Any other file is laid
-over it, so a file needs to name only what it changes. A file with key names of STORM's is first
-laid over ``config_files/STORM.yaml``.
+over it, so a file needs to name only what it changes. Several files can be laid over one another.
+Files with key names of STORM's are laid over ``config_files/STORM.yaml``.
 """
 
 from __future__ import annotations
@@ -107,6 +107,19 @@ def find_config(path: str | Path) -> Path:
             return candidate
     here = sorted(str(p.relative_to(CONFIG_ROOT)) for p in CONFIG_ROOT.glob("config_files/*.yaml"))
     raise UserError(f"config file {path} does not exist; there are {', '.join(here)}")
+
+
+def find_configs(paths: str | Path) -> list[Path]:
+    """The files that ``paths`` names: one, or several with commas between them, each as
+    :func:`find_config` finds it.
+
+    Raises:
+        UserError: one of them does not exist.
+    """
+    whole = str(paths)
+    if "," not in whole or Path(whole).is_file():
+        return [find_config(paths)]
+    return [find_config(path.strip()) for path in whole.split(",")]
 
 
 class _Loader(yaml.SafeLoader):
@@ -268,10 +281,10 @@ def _lay_over(
     return content, _validate(content, source, translated.written)
 
 
-def _base(content: Mapping[str, Any], defaults: str | Path | None) -> dict[str, Any]:
-    """What a config file with ``content`` is laid over."""
+def _base(layers: Iterable[Mapping[str, Any]], defaults: str | Path | None) -> dict[str, Any]:
+    """What the config files with the contents ``layers`` are laid over."""
     base = {} if defaults is None else read_yaml(CONFIG_ROOT / defaults)
-    if storm_names.has_names(content):
+    if any(map(storm_names.has_names, layers)):
         path = CONFIG_ROOT / storm_names.BASE
         storm = storm_names.translate(read_yaml(path), str(path))
         base = _overlay(base, storm.content)
@@ -283,19 +296,24 @@ def load_config(
 ) -> Config:
     """Read ``path`` over the domain's ``defaults``, then apply ``-set`` overrides.
 
+    Args:
+        path: one file, or several with commas between them; each is laid over those before it.
+
     Raises:
         UserError: a file is missing, a key is unknown, a type is wrong or a value is impossible.
     """
-    path, overrides = find_config(path), list(overrides)
-    content = read_yaml(path)
-    content, config = _lay_over(_base(content, defaults), content, str(path))
+    overrides, layers = list(overrides), {layer: read_yaml(layer) for layer in find_configs(path)}
+    content = _base(layers.values(), defaults)
+    for layer, change in layers.items():
+        content, config = _lay_over(content, change, str(layer))
+        source = layer
     for override in overrides:
         content, config = _lay_over(content, _parse_override(override), _flag(override))
     # checked after all overrides, because related keys may change together
     for key, need in _impossible(config):
         named = [_flag(text) for text in overrides if text.partition("=")[0].strip() == key]
         raise UserError(
-            f"{[str(path), *named][-1]}: {key} = {_value(config, key)} is impossible: it {need}"
+            f"{[str(source), *named][-1]}: {key} = {_value(config, key)} is impossible: it {need}"
         )
     return config
 

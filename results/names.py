@@ -29,6 +29,7 @@ IGNORED = (
     "JointTrainAgent.EvalEpisodes",
     "Models.WorldModel.Scan",  # All scans compute the same numbers.
     "Models.WorldModel.ScanChunk",
+    "Models.WorldModel.SSMScan",
     "Models.Agent.ReturnScan",
 )
 """Keys that may differ between runs of one config."""

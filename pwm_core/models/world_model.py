@@ -22,7 +22,14 @@ from pwm_core.models.distributions import (
     unimix_probs,
 )
 from pwm_core.models.losses import check_shape, weighted_sum
-from pwm_core.models.networks import NORM_EPS, BatchNorm1d, Codec, GatedUnit, head
+from pwm_core.models.networks import (
+    NORM_EPS,
+    VECTOR_NORMS,
+    BatchNorm1d,
+    Codec,
+    GatedUnit,
+    head,
+)
 from pwm_core.models.sequence_models import make_sequence_model
 from pwm_core.models.types import Batch, Context, Metrics
 
@@ -69,11 +76,12 @@ class WorldModel(nn.Module):
             nn.Linear(codec.features, latent_width, bias=config.PosteriorBias)
         )
         if config.PosteriorNorm:
-            self.posterior.append(BatchNorm1d(latent_width, eps=NORM_EPS))
+            norm = "layer" if config.PosteriorNorm == "layer" else "batch"
+            self.posterior.append(VECTOR_NORMS[norm](latent_width, eps=NORM_EPS))
         self.sequence = make_sequence_model(models, policy.num_actions)
         self.prior = PRIORS[config.Prior](models)
         for logits in (self.posterior, self.prior):
-            if isinstance(logits[-1], BatchNorm1d):
+            if isinstance(logits[-1], BatchNorm1d | nn.LayerNorm):
                 nn.init.constant_(logits[-1].weight, config.LatentGain)
         shape = (width, width, layers, models.Act)
         self.reward_head = head(*shape, models.NumBin, zero=models.ZeroHeads)

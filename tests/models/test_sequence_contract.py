@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pwm_core.config import Config
 from pwm_core.models.imagination import imagine
 from pwm_core.models.sequence_models import SEQUENCE_MODELS, make_sequence_model
 from pwm_core.models.sequence_models.base import SequenceModel
+from pwm_core.models.types import Batch
 from tests.helpers import ACTIONS, CLASSES, STOCH, WIDTH, Data, disturb, load_small, make_agent
 
 ROWS, STEPS, HORIZON = 3, 9, 5
@@ -25,6 +27,11 @@ WINDOWS = ("Models.WorldModel.ActingWindow=64", "Models.WorldModel.ImagineWindow
 """With windows longer than any episode here, attention sees all of an episode, as the others do."""
 VARIANTS = [(f"SequenceModel={name}",) for name in SEQUENCE_MODELS]
 VARIANTS += [("SequenceModel=attention", "Heads=2", "FeedForwardAct=GELU", "Blocks=3")]
+VARIANTS += [
+    ("SequenceModel=ssm", f"SSMScan={scan}") for scan in ("sequential", "kogge_stone", "fft")
+]
+VARIANTS += [("SequenceModel=gru", "OutputTanh=true")]
+VARIANTS += [(switch,) for switch in ("TokenMixing=false", "Decay=learned", "Decay=none")]
 MODELS = pytest.mark.parametrize("variant", VARIANTS, ids=",".join)
 Inputs = tuple[Tensor, Tensor, Tensor]
 """Latents, actions and is_first."""
@@ -248,6 +255,47 @@ def test_the_whole_agent_imagines_from_the_replayed_states(variant: tuple[str, .
         action = agent.actor_critic.policy.encode(trajectory.action[:, h])
         deter = model.sequence.step(trajectory.latent[:, h], action, state)
         torch.testing.assert_close(trajectory.deter[:, h + 1], deter)
+
+
+@MODELS
+@torch.no_grad()
+def test_bfloat16_stays_close(variant: tuple[str, ...]) -> None:
+    """Under autocast the parallel pass and imagination compute nearly the numbers of float32."""
+    model = make_model(small(variant)).float()
+    latent, action, is_first = (x.float() for x in make_inputs(rows=20))
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            deter, history = model(latent, action, is_first.bool(), return_history=True)
+            state = history.start(slice(3, 7), torch.zeros(80, dtype=torch.bool), 3)
+            step = latent[:, :4].flatten(0, 1), action[:, :4].flatten(0, 1)
+            outputs = [model.step(*step, state).float() for _ in range(3)]
+            results.append(torch.cat([deter.float().flatten(), torch.stack(outputs).flatten()]))
+    assert not torch.equal(*results)
+    error = (results[0] - results[1]).square().mean().sqrt()
+    assert error < 0.02 * results[0].std()
+
+
+@pytest.mark.parametrize(
+    "variant", [v for v in VARIANTS if "SSMScan=fft" not in v], ids=",".join
+)  # an FFT looks at the resets
+def test_a_training_step_never_asks_the_device(
+    variant: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses, gradients, imagination and acting run on the meta device, which has no values."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    agent = make_agent(small(variant), device="meta")
+    batch = Batch(*(x.to("meta") for x in Data(ROWS, STEPS, FIRSTS).batch(agent.config)))
+    loss, _ = agent.world_model.train().loss(batch)
+    loss.backward()
+    with torch.no_grad():
+        context = agent.world_model.eval().context(batch, STEPS)
+        trajectory = imagine(agent.world_model, agent.actor_critic, context, HORIZON, 0.99)
+        state = agent.world_model.sequence.initial_state(ROWS, torch.device("meta"))
+        latent = torch.zeros(ROWS, STOCH, dtype=torch.int64, device="meta")
+        action = torch.zeros(ROWS, ACTIONS, device="meta")
+        agent.world_model.sequence.step(latent, action, state.reset(batch.is_first[:, 0]))
+    assert trajectory.deter.device.type == "meta"
 
 
 @MODELS

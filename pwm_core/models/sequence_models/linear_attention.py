@@ -121,6 +121,47 @@ def _trunc_normal(width: int, fan: float) -> Tensor:
     return nn.init.trunc_normal_(torch.empty(width), std=std, a=-2 * std, b=2 * std)
 
 
+class DataDecay(nn.Linear):
+    """``log g_t = log sigmoid(m_t W_g)``."""
+
+    def forward(self, mixed: Tensor) -> Tensor:
+        """(..., D) -> (..., E), at least float32."""
+        return F.logsigmoid(_at_least_float32(super().forward(mixed)))
+
+
+class LearnedDecay(nn.Module):
+    """``log g = log sigmoid(b)``, with b drawn as the bias of an ``nn.Linear(width, inner)``."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        bound = width**-0.5
+        self.bias = nn.Parameter(torch.empty(inner).uniform_(-bound, bound))
+
+    def forward(self, mixed: Tensor) -> Tensor:
+        """(..., D), whose values play no part -> (..., E)."""
+        return F.logsigmoid(self.bias).expand(*mixed.shape[:-1], -1)
+
+
+class NoDecay(nn.Module):
+    """``log g = 0``."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, mixed: Tensor) -> Tensor:
+        """(..., D), whose values play no part -> (..., E)."""
+        zeros = _at_least_float32(mixed.new_zeros(1))
+        return zeros.expand(*mixed.shape[:-1], self.inner)
+
+
+def _make_decay(kind: str, width: int, inner: int) -> nn.Module:
+    """``log g_t`` (..., E) of the mixed inputs (..., D), for a value of ``Decay``."""
+    if kind == "data":
+        return DataDecay(width, inner, bias=False)
+    return LearnedDecay(width, inner) if kind == "learned" else NoDecay(inner)
+
+
 class LinearAttentionBlock(nn.Module):
     """Token mixing, linear attention with data-dependent decay, and a gated unit."""
 
@@ -133,11 +174,13 @@ class LinearAttentionBlock(nn.Module):
         self.attend = functools.partial(
             linear_attention, backend=config.Scan, chunk=config.ScanChunk
         )
-        fan = {"width": width, "mean": (width + 1) / 2}[config.MixFan]
-        self.mix = nn.Parameter(_trunc_normal(width, fan))
+        self.mix: nn.Parameter | None = None
+        if config.TokenMixing and config.Decay == "data":
+            fan = {"width": width, "mean": (width + 1) / 2}[config.MixFan]
+            self.mix = nn.Parameter(_trunc_normal(width, fan))
         # W_q, W_k, W_v, W_r as one product; each is initialised like a separate Linear.
         self.projections = nn.Linear(width, 4 * inner, bias=False)
-        self.decay = nn.Linear(width, inner, bias=False)
+        self.decay = _make_decay(config.Decay, width, inner)
         self.attention_norm = nn.RMSNorm(inner, eps=NORM_EPS) if config.RMSNorm else nn.Identity()
         self.output = nn.Linear(inner, width, bias=False)
         self.output_dropout = nn.Dropout(config.Dropout)
@@ -156,10 +199,12 @@ class LinearAttentionBlock(nn.Module):
         Returns:
             q (..., E), k (..., E), v (..., V) and log g (..., E).
         """
-        mixed = torch.lerp(previous.to(u.dtype), u, torch.sigmoid(self.mix + 1).to(u.dtype))  # m_t
+        mixed = u  # m_t
+        if self.mix is not None:
+            mixed = torch.lerp(previous.to(u.dtype), u, torch.sigmoid(self.mix + 1).to(u.dtype))
         kept = u if keep is None else u * keep
         q, k, v, r = _at_least_float32(self.projections(kept)).split(self.inner, dim=-1)
-        log_decay = F.logsigmoid(_at_least_float32(self.decay(mixed)))
+        log_decay = self.decay(mixed)
         if keep is not None:
             log_decay = log_decay * keep
         return 1 + F.elu(q), 1 + F.elu(k), torch.sigmoid(r) * v, log_decay
@@ -335,7 +380,9 @@ class LinearAttention(SequenceModel):
 
     def initial_state(self, count: int, device: torch.device) -> LinearAttentionState:
         """Zero states for ``count`` sequences, in the dtype of the parameters."""
-        zeros = functools.partial(torch.zeros, dtype=self.blocks[0].mix.dtype, device=device)
+        zeros = functools.partial(
+            torch.zeros, dtype=self.blocks[0].output.weight.dtype, device=device
+        )
         return LinearAttentionState(
             [zeros(count, block.width) for block in self.blocks],
             [RecurrentMemory(zeros(count, block.inner, block.inner)) for block in self.blocks],
