@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from benchmarks import measure
+from benchmarks.cases import CASES
 from benchmarks.scan import measure_backend
-from benchmarks.train_step import CASES, full_size
+from benchmarks.train_step import full_size
 from pwm_core.runtime import find_device
 
 LENGTHS = (64, 256, 1024, 4096)

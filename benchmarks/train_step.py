@@ -30,50 +30,20 @@ from typing import Any
 import torch
 
 from benchmarks import measure
+from benchmarks.cases import ACTIONS, CASES, STORED, case_parts
 from benchmarks.scan import full_operands
-from pwm_atari.actor_critic import CategoricalPolicy
-from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic
-from pwm_core.models.distributions import Policy
-from pwm_core.models.networks import Codec, ImageCodec
 from pwm_core.models.scan import BACKENDS, available_backends
 from pwm_core.models.world_model import WorldModel
 from pwm_core.runtime import find_device, use_tensor_float
 from pwm_core.training.agent import Agent
 from pwm_core.training.cuda_graph import EAGER_CALLS
-from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
-from pwm_dmc.actor_critic import GaussianPolicy
-from pwm_dmc.world_model import VectorCodec
+from pwm_core.training.replay_buffer import ReplayBuffer, TransitionSpec
 
-CASES = {
-    "atari": "config_files/atari.yaml",
-    "dmc-proprio": "config_files/dmc.yaml",
-    "dmc-visual": "config_files/dmc.yaml",
-}
 PRECISIONS = ("fp32", "bf16")
 COMPILES = ("off", "compile", "graph", "compile+graph")
 FULL = "odd_even_full"
-ACTIONS = 6
-OBSERVATIONS = 24
-STORED = 4096
-
-
-def _parts(case: str, config: Config) -> tuple[Codec, Policy, TransitionSpec]:
-    """Codec, policy and transition of a case with 6 actions and, if any, vectors of 24 numbers."""
-    shape = config.BasicSettings.ObsShape
-    pixels = Field(shape, torch.uint8)
-    if case == "atari":
-        spec = TransitionSpec(pixels, Field((), torch.int64))
-        return ImageCodec(config.Models, shape), CategoricalPolicy(ACTIONS), spec
-    settings = config.Models.Agent
-    bound = torch.ones(ACTIONS)
-    policy = GaussianPolicy(ACTIONS, settings.MinStd, settings.MaxStd, -bound, bound)
-    action = Field((ACTIONS,), torch.float32)
-    if case == "dmc-visual":
-        return ImageCodec(config.Models, shape), policy, TransitionSpec(pixels, action)
-    vector = Field((OBSERVATIONS,), torch.float32)
-    return VectorCodec(config.Models, OBSERVATIONS), policy, TransitionSpec(vector, action)
 
 
 def _filled_replay(spec: TransitionSpec, stored: int, device: torch.device) -> ReplayBuffer:
@@ -97,7 +67,7 @@ def full_size(
     config = load_config(CASES[case], overrides=overrides)
     use_tensor_float(config.BasicSettings.TF32)
     torch.manual_seed(0)
-    codec, policy, spec = _parts(case, config)
+    codec, policy, spec = case_parts(case, config)
     world_model = WorldModel(config.Models, codec, policy)
     agent = Agent(config, world_model, ActorCritic(config.Models, policy), device)
     return agent, _filled_replay(spec, stored, device)

@@ -61,16 +61,29 @@ class Optimizer:
             with optimizer.update() as apply:
                 gradient_norm = apply(module.loss(batch))
         """
-        with torch.no_grad():
-            for before, buffer in zip(self._before, self._buffers, strict=True):
-                before.copy_(buffer)
+        self.keep_buffers()
         yield self._apply
+
+    @torch.no_grad()
+    def keep_buffers(self) -> None:
+        """Save the module's buffers, for the case that the update is not finite."""
+        for before, buffer in zip(self._before, self._buffers, strict=True):
+            before.copy_(buffer)
 
     def _apply(self, loss: Tensor) -> Tensor:
         """Backward pass, clipping and step; returns the norm before clipping, a float32 scalar."""
         self.adamw.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        return self.step(loss)
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Clip the gradients of ``loss`` and take AdamW's step, unless something is not finite.
+
+        Returns:
+            the norm before clipping, a float32 scalar.
+        """
+        foreach = True if self._capturable else None  # one kernel for many parameters, as on CUDA
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._clip, foreach=foreach)
         bad = ~torch.isfinite(norm + loss.detach())
         self.adamw.found_inf.copy_(bad)  # type: ignore[attr-defined]
         self.adamw.step()

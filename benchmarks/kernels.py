@@ -1,0 +1,285 @@
+"""Kernels, bytes and FLOPs of one training step on a GPU, counted on any machine::
+
+    python -m benchmarks.kernels                                # Atari at full size
+    python -m benchmarks.kernels --case all --save after
+    python -m benchmarks.kernels --set BasicSettings.UseAmp=false
+
+The step runs on fake CUDA tensors (see ``benchmarks.fake_cuda``), and every operation is counted as
+the kernels that torch launches for it when it runs eagerly or is captured as a CUDA graph. ``GB``
+are the bytes of each operation's inputs and outputs. ``GFLOP`` are those of products and
+convolutions. ``ms as a graph`` is an estimate: every kernel takes the longest of :data:`LAUNCH`,
+its bytes at :data:`BANDWIDTH` and its FLOPs at :data:`RATES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks import measure
+from benchmarks.cases import CASES, STORED, case_parts
+from benchmarks.fake_cuda import DEVICE, FakeCuda, cuda_autocast
+from pwm_core.config_file import load_config
+from pwm_core.models.actor_critic import ActorCritic
+from pwm_core.models.world_model import WorldModel
+from pwm_core.training.agent import Agent
+from pwm_core.training.optimizer import Optimizer
+from pwm_core.training.replay_buffer import ReplayBuffer, TransitionSpec
+
+LAUNCH = 2.2e-6
+"""Seconds that a small kernel takes inside a CUDA graph."""
+BANDWIDTH = 3.0e12
+"""Bytes per second, nine tenths of an H100's 3.35e12."""
+RATES = {torch.bfloat16: 5e14, torch.float32: 2.5e14}
+"""FLOP per second of a product, half an H100's dense bf16 and TF32."""
+PARTS = (
+    "world model, forward and backward",
+    "context for imagination",
+    "imagination",
+    "actor-critic",
+    "replay, clipping, AdamW, undo",
+)
+
+# What one operation launches where it is not one kernel. Views and empty tensors launch none.
+_NONE = (
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"),
+    *("detach", "lift_fresh", "alias", "device", "_record_function_enter_new"),
+    *("_record_function_exit", "promote_types"),
+)
+_SEVERAL = {
+    "native_layer_norm_backward": 2,  # of the input; of scale and offset
+    "_fused_rms_norm_backward": 2,
+    "native_batch_norm": 2,  # the statistics; the result
+    "native_batch_norm_backward": 2,
+    "_native_batch_norm_legit": 2,
+    "slice_backward": 2,  # zeros; a copy
+    "select_backward": 2,
+    "masked_fill": 2,  # a copy; the values
+    "logsumexp": 6,
+    "binary_cross_entropy_with_logits": 5,
+    "sort": 4,
+    "embedding_dense_backward": 4,
+    "index_put": 4,
+    "index_put_": 4,
+    "_foreach_norm": 2,
+    "recurrence_backward": 2,  # the kernel; the sum over blocks of columns
+}
+_LISTS = {"_fused_adamw_": 36, "_foreach": 110}
+"""Most tensors that one kernel over a list of tensors takes, by the start of the name."""
+_READS_ONLY_WHAT_IT_PICKS = ("index", "gather", "embedding", "index_select", "sum_rows")
+_READS_NOTHING = ("copy_", "zero_", "fill_", "scatter_", "scatter")
+"""They write their first argument without reading it."""
+
+
+@dataclass
+class Count:
+    """What one part of a step launches and moves."""
+
+    kernels: int = 0
+    gigabytes: float = 0.0
+    gigaflops: float = 0.0
+    seconds: float = 0.0
+    names: dict[str, int] = field(default_factory=dict)
+
+    def row(self, part: str) -> dict[str, Any]:
+        """The count as a row of the table."""
+        return {"part": part, "kernels": self.kernels, "GB": self.gigabytes,
+                "GFLOP": self.gigaflops, "ms as a graph": 1e3 * self.seconds}  # fmt: skip
+
+
+def _bytes(tensor: Tensor) -> int:
+    """The size of the memory that ``tensor`` covers; a repeated element counts once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(n for n, stride in sizes if stride) * tensor.element_size()
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """The different tensors in ``tree``."""
+    found = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return list({id(tensor): tensor for tensor in found}.values())
+
+
+def _launches(operator: Any, arguments: list[Any], results: list[Tensor]) -> int:
+    """The number of kernels of one operation."""
+    name = operator._schema.name.split("::")[-1]
+    returned = operator._schema.returns
+    is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
+    if name in _NONE or is_view or operator.namespace in ("prim", "profiler", "sym"):
+        return 0
+    for start, most in _LISTS.items():
+        if name.startswith(start):
+            count = len(arguments[0]) if isinstance(arguments[0], list | tuple) else len(results)
+            return _SEVERAL.get(name, 1) * -(-count // most)
+    if name == "convolution_backward":
+        return len(results)
+    return _SEVERAL.get(name, 1)
+
+
+class Counter(FakeCuda):
+    """Counts the kernels of the operations inside :meth:`part`, by the parts' names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, Count] = {}
+        self._part: str | None = None
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what happens inside under ``name``; parts may be nested."""
+        before, self._part = self._part, name
+        try:
+            yield
+        finally:
+            self._part = before
+
+    def within(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, counted under ``name``."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return function(*args, **kwargs)
+
+        return call
+
+    def seen(self, operator: Any, arguments: list[Any], result: Any) -> None:
+        """Add one operation to the current part."""
+        results = _tensors(result)
+        kernels = _launches(operator, arguments, results) if self._part else 0
+        if not kernels:
+            return
+        name = operator._schema.name.split("::")[-1]
+        count = self.counts.setdefault(self._part or "", Count())
+        moved = self._moved(name, arguments, results)
+        flops = flop_registry.get(operator.overloadpacket, lambda *_, **__: 0)
+        operations = flops(*arguments, out_val=result)
+        rate = RATES[torch.bfloat16 if results and results[0].dtype == torch.bfloat16
+                     else torch.float32]  # fmt: skip
+        count.kernels += kernels
+        count.names[name] = count.names.get(name, 0) + kernels
+        count.gigabytes += moved / 1e9
+        count.gigaflops += operations / 1e9
+        count.seconds += max(kernels * LAUNCH, moved / BANDWIDTH, operations / rate)
+
+    @staticmethod
+    def _moved(name: str, arguments: list[Any], results: list[Tensor]) -> int:
+        """The bytes that one operation reads and writes."""
+        inputs = _tensors(arguments)
+        if name.startswith(("_foreach", "_fused_adamw")):
+            return 2 * sum(map(_bytes, inputs))
+        written = sum(map(_bytes, results))
+        if name in _READS_ONLY_WHAT_IT_PICKS:
+            return 2 * written + sum(map(_bytes, inputs[1:]))
+        if name in _READS_NOTHING:
+            return written + sum(map(_bytes, inputs[1:]))
+        return written + sum(map(_bytes, inputs))
+
+
+class _FakeAgent(Agent):
+    """An agent whose autocast works on fake CUDA tensors."""
+
+    def autocast(self) -> Any:
+        return cuda_autocast(self.config.BasicSettings.UseAmp)
+
+
+class _FakeOptimizer(Optimizer):
+    """An optimizer whose backward pass works on fake CUDA tensors."""
+
+    counter: Counter
+
+    def _apply(self, loss: Tensor) -> Tensor:
+        self.adamw.zero_grad(set_to_none=True)
+        with self.counter.backward():
+            loss.backward()
+        return self.step(loss)
+
+
+def _fake_replay(spec: TransitionSpec, counter: Counter) -> ReplayBuffer:
+    """A full replay on the device, without values."""
+    replay = ReplayBuffer(spec, 1, STORED, torch.device("cpu"), storage="memory")
+    replay._data = {name: counter.on_cuda(stored) for name, stored in replay._data.items()}
+    replay._window = counter.on_cuda(replay._window)
+    replay.device = replay.place = DEVICE
+    replay.total = STORED
+    return replay
+
+
+def count_step(case: str, overrides: list[str] | None = None) -> dict[str, Count]:
+    """The counts of one training step by the names in :data:`PARTS`.
+
+    Args:
+        case: a key of ``benchmarks.cases.CASES``.
+        overrides: of its config, as ``Section.Key=value``.
+    """
+    config = load_config(CASES[case], overrides=overrides or [])
+    settings = config.JointTrainAgent
+    model, context, imagination, actor_critic, rest = PARTS
+    codec, policy, spec = case_parts(case, config)
+    modules = WorldModel(config.Models, codec, policy), ActorCritic(config.Models, policy)
+    counter = Counter()
+    for module in modules:
+        counter.move(module)
+    for name in ("low", "high"):
+        if hasattr(policy, name):
+            setattr(policy, name, counter.on_cuda(getattr(policy, name)))
+    replay = _fake_replay(spec, counter)
+    with counter:
+        agent = _FakeAgent(config, *modules, DEVICE)
+        for optimizer in agent.optimizers.values():
+            optimizer.__class__, optimizer.counter = _FakeOptimizer, counter
+            optimizer.keep_buffers = counter.within(rest, optimizer.keep_buffers)
+            optimizer.step = counter.within(rest, optimizer.step)
+        agent.world_model.context = counter.within(context, agent.world_model.context)
+        for _ in range(2):  # AdamW makes its state at the first step
+            counter.counts.clear()
+            with counter.part(rest):
+                batch = replay.sample(settings.BatchSize, settings.BatchLength)
+            with counter.part(model):
+                agent.train_world_model(batch)
+            with counter.part(imagination):
+                trajectory = agent.imagine(batch)
+            with counter.part(actor_critic):
+                agent.train_actor_critic(trajectory)
+    return {part: counter.counts[part] for part in PARTS}
+
+
+def table(counts: dict[str, Count]) -> list[dict[str, Any]]:
+    """One row for each part, and their sum."""
+    rows = [count.row(part) for part, count in counts.items()]
+    total = {key: sum(row[key] for row in rows) for key in rows[0] if key != "part"}
+    return [*rows, {"part": "whole step", **total}]
+
+
+def main() -> None:
+    """Print the tables; with ``--save NAME`` also write them as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--case", choices=[*CASES, "all"], default="atari")
+    parser.add_argument("--set", action="append", default=[], metavar="Section.Key=value")
+    parser.add_argument("--top", type=int, default=0, help="also the N most frequent operations")
+    parser.add_argument("--save", metavar="NAME", help="benchmarks/results/kernels_NAME.json")
+    arguments = parser.parse_args()
+    rows = []
+    for case in CASES if arguments.case == "all" else [arguments.case]:
+        counts = count_step(case, arguments.set)
+        found = table(counts)
+        print(f"{case}\n{measure.table(found)}\n")
+        for part, count in counts.items() if arguments.top else ():
+            names = sorted(count.names.items(), key=lambda item: -item[1])[: arguments.top]
+            print(f"{part}: {', '.join(f'{name} {number}' for name, number in names)}\n")
+        changes = " ".join(arguments.set)
+        rows += [{"case": case, "changes": changes, **row} for row in found]
+    if arguments.save:
+        path = measure.save(f"kernels_{arguments.save}", rows, torch.device("cpu"))
+        print(f"saved {path}")
+
+
+if __name__ == "__main__":
+    main()
