@@ -108,8 +108,7 @@ class Agent:
         if world_model:
             metrics |= self.train_world_model(batch)
         if actor_critic:
-            starts = batch if contexts is None else contexts
-            metrics |= self.train_actor_critic(self.imagine(starts))
+            metrics |= self.train_actor_critic(self.imagine(batch, contexts))
         return metrics
 
     def train_world_model(self, batch: Batch) -> Metrics:
@@ -121,15 +120,16 @@ class Agent:
             metrics["grad_norm"] = apply(loss)
         return {f"WorldModel/{name}": value for name, value in metrics.items()}
 
-    def imagine(self, batch: Batch) -> Trajectory:
-        """Rollouts of the policy inside the world model that start from the states of ``batch``."""
+    def imagine(self, batch: Batch, contexts: Batch | None = None) -> Trajectory:
+        """Rollouts of the policy inside the world model that start from the states of ``batch``, or
+        of ``contexts`` if they are given."""
         settings = self.config.JointTrainAgent
         self.world_model.eval()
         with self.autocast():
             return self._imagine(
                 self.world_model,
                 self.actor_critic,
-                self._context(batch),
+                self._context(batch if contexts is None else contexts),
                 settings.ImagineHorizon,
                 self.config.discount,
             )
