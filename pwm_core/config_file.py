@@ -72,8 +72,9 @@ def _impossible(config: Config) -> Iterable[tuple[str, str]]:
     sampled_apart = models.Method == "storm"
     if train.ImagineBatchSize > train.BatchSize and not sampled_apart:
         yield "JointTrainAgent.ImagineBatchSize", f"must be at most BatchSize = {train.BatchSize}"
-    if train.ImagineContext > train.BatchLength:
-        yield "JointTrainAgent.ImagineContext", f"must be at most BatchLength = {train.BatchLength}"
+    if train.ImagineContext > train.BatchLength - sampled_apart:  # and the step after a context
+        most = "below" if sampled_apart else "at most"
+        yield "JointTrainAgent.ImagineContext", f"must be {most} BatchLength = {train.BatchLength}"
     if train.BufferWarmUp < train.BatchLength * train.NumEnvs:
         yield (
             "JointTrainAgent.BufferWarmUp",

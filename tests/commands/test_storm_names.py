@@ -152,6 +152,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"Models__WorldModel__TransformerNumHeads": 7}, "Models.WorldModel.Heads"),
     ({"Models__WorldModel__TransformerMaxLength": 32}, "Models.WorldModel.Positions"),
     ({"Models__Agent__HiddenDim": 256}, "equal to it"),
+    ({"JointTrainAgent__ImagineContextLength": 60}, "ImagineWindow = 60 is impossible"),
     ({"Models__Agent__Gamma": 2}, "Models.Agent.Gamma = 2 is not valid"),
     ({"Models__Gamma": 0.9}, "two names of one key"),
     ({"Models__WorldModel__TransformerHidenDim": 5}, "unknown key"),
@@ -170,3 +171,9 @@ def test_a_bad_value_is_named_as_it_was_written(
     assert says in message
     assert str(path) in message
     assert "\n" not in message
+
+
+def test_a_context_and_the_step_after_it_must_fit_into_the_warm_up() -> None:
+    assert load(STORM, "JointTrainAgent.ImagineContext=63").JointTrainAgent.ImagineContext == 63
+    with pytest.raises(UserError, match="it must be below BatchLength = 64"):
+        load(STORM, "JointTrainAgent.ImagineContext=64")

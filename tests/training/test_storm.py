@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from pwm_core.models.distributions import sample_index
 from pwm_core.models.networks import ImageCodec
 from pwm_core.models.types import Batch, Trajectory
 from pwm_core.models.world_model import WorldModel
+from pwm_core.training import replay_buffer
 from pwm_core.training.agent import Agent
 from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
 from pwm_core.training.storm import StormAgent
@@ -219,10 +222,12 @@ def test_the_kl_leaves_out_pairs_that_straddle_a_boundary() -> None:
 # ------------------------------------------------------------------------------------ imagination
 
 
-def make_replay(rows: int = 1, steps: int = 60, every: int = 7, value: int = 0) -> ReplayBuffer:
+def make_replay(
+    rows: int = 1, steps: int = 60, every: int = 7, value: int = 0, device: str = "cpu"
+) -> ReplayBuffer:
     """A replay whose episodes have ``every`` steps; the reward is the number of the step."""
     spec = TransitionSpec(Field((16, 16, 3), torch.uint8), Field((), torch.int64))
-    replay = ReplayBuffer(spec, rows, rows * steps, torch.device("cpu"))
+    replay = ReplayBuffer(spec, rows, rows * steps, torch.device(device), storage="device")
     batch = Data(rows, steps, tuple((r, t) for r in range(rows) for t in range(0, steps, every)))
     fields = batch.batch(load_storm())._asdict()
     fields["reward"] = torch.arange(steps, dtype=torch.float32).expand(rows, -1) + value
@@ -247,10 +252,13 @@ def test_a_context_is_followed_by_a_step_of_the_same_episode() -> None:
     assert moved.any()
 
 
+@pytest.mark.parametrize("sequence_model", ["attention", "linear_attention"])
 @torch.no_grad()
-def test_imagination_starts_after_the_context_with_what_the_prior_predicts() -> None:
+def test_imagination_starts_after_the_context_with_what_the_prior_predicts(
+    sequence_model: str,
+) -> None:
     """Its steps are those of the parallel pass over the context and the imagined steps."""
-    agent = make_storm("Models.WorldModel.Unimix=0")
+    agent = make_storm(f"Models.WorldModel={{Unimix: 0, SequenceModel: {sequence_model}}}")
     model = agent.world_model
     for logits in (model.posterior, model.prior):  # certain: what is drawn can be predicted
         logits[-1].weight *= 1e4
@@ -381,3 +389,22 @@ def test_storm_is_a_config_of_the_same_agent() -> None:
 
 def replace_models(config: Config, models: object) -> Config:
     return config.model_copy(update={"Models": models})
+
+
+def test_a_step_and_an_action_never_ask_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, reading a value or mixing in a CPU tensor raises an error."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    monkeypatch.setattr(replay_buffer, "free_bytes", lambda device: 10**12)
+    meta, agent = torch.device("meta"), make_storm()
+    agent.world_model.to(meta)
+    agent.actor_critic.to(meta)
+    agent.device = meta
+    batches = agent.draw(make_replay(device="meta"), make_replay(steps=30, device="meta"))
+    loss, metrics = agent.world_model.train().loss(batches[0])
+    loss.backward()
+    loss, more = agent.actor_critic.loss(agent.imagine(*batches))
+    loss.backward()
+    agent.actor_critic.update_slow_critic()
+    assert {value.device for value in (metrics | more).values()} == {meta}
+    state, first = agent.initial_state(3), torch.ones(3, dtype=torch.bool, device=meta)
+    assert agent._act(batches[0].obs[:3, 0], first, state, False).device == meta
