@@ -190,16 +190,18 @@ def seeds_tables(method: str, part: pd.DataFrame, title: str, unit: str) -> tupl
         "95 % percentile intervals of a bootstrap over seeds, stratified by task."
     )
 
-    def shown(caption: str, rows: pd.DataFrame, written: Callable[[float], str]) -> Shown:
+    def shown(caption: str, first: str, which: pd.Series, written: Callable[[float], str]) -> Shown:
         cells = [
             [row.task, written(row.value), spread(row.low, row.high, written)]
-            for row in rows.itertuples()
+            for row in part[which].itertuples()
         ]
-        head = [rows.columns[1], "value", "95 % interval"]
+        head = [first, "value", "95 % interval"]
         return simple(f"{method}, published seeds: {caption}", head, cells, notes=[note], words={0})
 
-    aggregates = part[is_aggregate].rename(columns={"task": "aggregate"})
-    return shown(unit, aggregates, share), shown(f"{title} by task", part[~is_aggregate], score)
+    return (
+        shown(unit, "aggregate", is_aggregate, share),
+        shown(f"{title} by task", "task", ~is_aggregate, score),
+    )
 
 
 def _alike(x: dict[str, Result], y: dict[str, Result]) -> bool:
