@@ -39,6 +39,15 @@ CATCH = [
     "Models.Agent={LR: 3e-4, EntropyCoef: 3e-3}",
 ]
 
+# Without BatchNorm on the latents' logits, the world model sees the ball only after some 600
+# updates. Contexts of half an episode are enough.
+STORM_CATCH = [
+    *CATCH,
+    "JointTrainAgent={SampleMaxSteps: 6000, BufferMaxLength: 6000, ImagineContextLength: 4}",
+]
+MINUTES = {"atari_tiny.yaml": 8, "STORM_tiny.yaml": 16}
+"""Within which two seeds learn Catch side by side, by config file."""
+
 
 def train_catch(file: str, seed: int, folder: Path) -> tuple[float, float]:
     """Train on Catch and evaluate 100 episodes: (share caught before, share caught after).
@@ -49,7 +58,9 @@ def train_catch(file: str, seed: int, folder: Path) -> tuple[float, float]:
     torch.set_num_threads(1)  # the two seeds run side by side, a core each
     device = find_device("cpu")
     config = load_config(
-        f"config_files/{file}", defaults="config_files/atari.yaml", overrides=CATCH
+        f"config_files/{file}",
+        defaults="config_files/atari.yaml",
+        overrides=STORM_CATCH if file.startswith("STORM") else CATCH,
     )
     settings = config.JointTrainAgent
     rng = seed_everything(seed)
@@ -73,9 +84,9 @@ def train_catch(file: str, seed: int, folder: Path) -> tuple[float, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["atari_tiny.yaml", "STORM_tiny.yaml"])
+@pytest.mark.parametrize("file", MINUTES)
 def test_catch_is_learnt_from_pixels(file: str, tmp_path: Path) -> None:
-    """Two seeds learn to catch at least 80 % of the balls within 8 minutes.
+    """Two seeds learn to catch at least 80 % of the balls.
 
     STORM moves at random at an episode's first step, so it can catch 96 % at most.
     """
@@ -90,7 +101,7 @@ def test_catch_is_learnt_from_pixels(file: str, tmp_path: Path) -> None:
     print(f"caught before and after, per seed: {results}; {minutes:.1f} minutes")
     assert all(before < 0.4 for before, _ in results)
     assert all(after >= 0.8 for _, after in results)
-    assert minutes < 8
+    assert minutes < MINUTES[file]
 
 
 def train_balance(seed: int, folder: Path) -> tuple[float, dict[int, float]]:
