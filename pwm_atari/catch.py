@@ -1,4 +1,7 @@
-"""A small image game: catch the falling ball. 64 x 64 RGB, three actions, about ten steps."""
+"""A small image game without an emulator, for studies on a CPU: catch the falling ball.
+
+Observations are 64 x 64 RGB; there are three actions, and an episode has seven steps.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,14 @@ PIXELS = 64 // CELLS
 
 
 class Catch(VectorEnv):
-    """A ball falls one cell a step from a random column; the paddle moves left, stays or moves
-    right. Reward 1 for a caught ball, -1 for a missed one, at the episode's last step."""
+    """N games. A ball falls one cell a step from a random column; the paddle moves left, stays or
+    moves right. The reward of an episode's last step is 1 for a caught ball and -1 for a missed
+    one; all others are 0.
+
+    Args:
+        num_envs: N.
+        seed: seed of the run; every game derives its own seed from it.
+    """
 
     frame_skip = 1
 
@@ -31,12 +40,14 @@ class Catch(VectorEnv):
         self._paddle[env] = rng.integers(CELLS)
 
     def reset(self) -> np.ndarray:
+        """Begin the next game everywhere: (N, 64, 64, 3) uint8."""
         self.episodes.begin()
         for env in range(self.num_envs):
             self._begin(env)
         return self._render()
 
     def _play_again(self) -> np.ndarray:
+        """See ``VectorEnv``."""
         for env, actions in enumerate(self.episodes.actions):
             self._begin(env)
             for action in actions:
@@ -45,10 +56,12 @@ class Catch(VectorEnv):
         return self._render()
 
     def send(self, actions: np.ndarray) -> None:
+        """Take ``actions`` (N,) int64: 0 is left, 1 stays, 2 is right."""
         self._actions = np.asarray(actions)
         self.episodes.act(self._actions)
 
     def recv(self) -> Step:
+        """The step that the actions led to."""
         self._paddle = np.clip(self._paddle + self._actions - 1, 0, CELLS - 1)
         self._ball[:, 0] += 1
         done = self._ball[:, 0] == CELLS - 1
@@ -60,6 +73,7 @@ class Catch(VectorEnv):
         return Step(self._render(), reward, done, done.copy(), finished)
 
     def _render(self) -> np.ndarray:
+        """The games as images (N, 64, 64, 3) uint8."""
         image = np.zeros((self.num_envs, CELLS, CELLS, 3), np.uint8)
         rows = np.arange(self.num_envs)
         image[rows, CELLS - 1, self._paddle] = (40, 160, 255)
@@ -67,4 +81,4 @@ class Catch(VectorEnv):
         return image.repeat(PIXELS, axis=1).repeat(PIXELS, axis=2)
 
     def close(self) -> None:
-        pass
+        """There is nothing to close."""
