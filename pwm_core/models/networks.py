@@ -214,6 +214,26 @@ class Codec(Protocol):
         """Pictures (N, height, width, channels) uint8, or None if observations are no pictures."""
 
 
+class _ImageError(torch.autograd.Function):
+    """:meth:`ImageCodec.loss`, with one tensor of the images' size instead of four each way."""
+
+    @staticmethod
+    def forward(ctx: Any, decoded: Tensor, prepared: Tensor) -> Tensor:
+        """Two tensors of images (N, channels, height, width) -> (N,) float32."""
+        error = decoded - prepared  # float32, as ``prepared``
+        torch.hardshrink(error, 0.5 / 255, out=error)
+        ctx.save_for_backward(error)
+        ctx.dtype = decoded.dtype
+        return torch.linalg.vector_norm(error, dim=(1, 2, 3)).square_().mul_(0.5)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """The error itself, times the gradient (N,) of each image."""
+        (error,) = ctx.saved_tensors
+        return (error * grad.view(-1, 1, 1, 1)).to(ctx.dtype), None
+
+
 class ImageCodec:
     """Stride-2 convolutions for images, in channels-last memory format (PaMoRL, appendix)."""
 
@@ -265,8 +285,7 @@ class ImageCodec:
 
         A value counts 0 if it agrees with its target after rounding to 8 bits.
         """
-        error = F.hardshrink(decoded.float() - prepared, 0.5 / 255)
-        return 0.5 * error.square().sum(dim=(1, 2, 3))
+        return _ImageError.apply(decoded, prepared)
 
     def frames(self, prepared: Tensor) -> Tensor:
         """(N, channels, height, width) in [0, 1] -> (N, height, width, channels) uint8."""

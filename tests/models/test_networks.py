@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pwm_core.models import networks
@@ -114,6 +115,30 @@ def test_the_image_loss_ignores_pixels_that_agree_at_8_bits() -> None:
     vector, other = torch.randn(2, 5, 4)
     codec = VectorCodec(load_small().Models, 4)
     torch.testing.assert_close(codec.loss(vector, other), 0.5 * (vector - other).square().sum(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_image_loss_equals_its_plain_form(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    codec = ImageCodec(load_small().Models, (16, 16, 3))
+    prepared = codec.prepare(torch.randint(0, 256, (5, 16, 16, 3), dtype=torch.uint8))
+    decoded = (prepared + torch.randn_like(prepared) / 255).to(dtype).requires_grad_()
+    loss = codec.loss(decoded, prepared)
+    plain = 0.5 * F.hardshrink(decoded.float() - prepared, 0.5 / 255).square().sum((1, 2, 3))
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
+    weight = torch.randn(5)
+    (gradient,) = torch.autograd.grad((loss * weight).sum(), decoded)
+    (expected,) = torch.autograd.grad((plain * weight).sum(), decoded)
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=0)
+
+
+def test_the_image_loss_of_a_nan_is_nan() -> None:
+    codec = ImageCodec(load_small().Models, (16, 16, 3))
+    prepared = codec.prepare(torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
+    decoded = prepared.clone()
+    decoded[1, 0, 3, 3] = float("nan")
+    assert codec.loss(decoded, prepared).isnan().tolist() == [False, True]
 
 
 def test_images_are_scaled_to_one_and_back() -> None:
