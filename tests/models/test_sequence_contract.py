@@ -6,13 +6,13 @@ import contextlib
 import copy
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from pwm_core.config import Config
+from pwm_core.config import Config, WorldModelConfig
 from pwm_core.models.imagination import imagine
 from pwm_core.models.sequence_models import SEQUENCE_MODELS, make_sequence_model
 from pwm_core.models.sequence_models.base import SequenceModel
@@ -71,6 +71,11 @@ def tensors(state: Any) -> list[Tensor]:
     """All tensors of a state, in order."""
     values = state.state_dict().values()
     return [x for value in values for x in (value if isinstance(value, list) else [value])]
+
+
+def test_the_config_names_every_model() -> None:
+    names = get_args(WorldModelConfig.model_fields["SequenceModel"].annotation)
+    assert set(names) == set(SEQUENCE_MODELS)
 
 
 @MODELS

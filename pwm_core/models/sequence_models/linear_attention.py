@@ -121,45 +121,26 @@ def _trunc_normal(width: int, fan: float) -> Tensor:
     return nn.init.trunc_normal_(torch.empty(width), std=std, a=-2 * std, b=2 * std)
 
 
-class DataDecay(nn.Linear):
-    """``log g_t = log sigmoid(m_t W_g)``."""
+class ConstantDecay(nn.Module):
+    """A decay that does not depend on the inputs: one learned number a channel, or 1.
 
-    def forward(self, mixed: Tensor) -> Tensor:
-        """(..., D) -> (..., E), at least float32."""
-        return F.logsigmoid(_at_least_float32(super().forward(mixed)))
+    Args:
+        width: D; learned numbers are drawn as the bias of an ``nn.Linear(width, inner)``.
+        inner: E.
+        learned: whether it is learned.
+    """
 
-
-class LearnedDecay(nn.Module):
-    """``log g = log sigmoid(b)``, with b drawn as the bias of an ``nn.Linear(width, inner)``."""
-
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, *, learned: bool) -> None:
         super().__init__()
         bound = width**-0.5
-        self.bias = nn.Parameter(torch.empty(inner).uniform_(-bound, bound))
+        if learned:
+            self.bias = nn.Parameter(torch.empty(inner).uniform_(-bound, bound))
+        else:
+            self.register_buffer("bias", torch.full((inner,), torch.inf), persistent=False)
 
     def forward(self, mixed: Tensor) -> Tensor:
-        """(..., D), whose values play no part -> (..., E)."""
-        return F.logsigmoid(self.bias).expand(*mixed.shape[:-1], -1)
-
-
-class NoDecay(nn.Module):
-    """``log g = 0``."""
-
-    def __init__(self, inner: int) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, mixed: Tensor) -> Tensor:
-        """(..., D), whose values play no part -> (..., E)."""
-        zeros = _at_least_float32(mixed.new_zeros(1))
-        return zeros.expand(*mixed.shape[:-1], self.inner)
-
-
-def _make_decay(kind: str, width: int, inner: int) -> nn.Module:
-    """``log g_t`` (..., E) of the mixed inputs (..., D), for a value of ``Decay``."""
-    if kind == "data":
-        return DataDecay(width, inner, bias=False)
-    return LearnedDecay(width, inner) if kind == "learned" else NoDecay(inner)
+        """(..., D), whose values play no part -> (..., E), whose sigmoid is the decay."""
+        return self.bias.expand(*mixed.shape[:-1], -1).contiguous()
 
 
 class LinearAttentionBlock(nn.Module):
@@ -180,12 +161,22 @@ class LinearAttentionBlock(nn.Module):
             self.mix = nn.Parameter(_trunc_normal(width, fan))
         # W_q, W_k, W_v, W_r as one product; each is initialised like a separate Linear.
         self.projections = nn.Linear(width, 4 * inner, bias=False)
-        self.decay = _make_decay(config.Decay, width, inner)
+        self.decay: nn.Module  # (..., D) -> (..., E), whose sigmoid is the decay g_t
+        if config.Decay == "data":
+            self.decay = nn.Linear(width, inner, bias=False)
+        else:
+            self.decay = ConstantDecay(width, inner, learned=config.Decay == "learned")
         self.attention_norm = nn.RMSNorm(inner, eps=NORM_EPS) if config.RMSNorm else nn.Identity()
         self.output = nn.Linear(inner, width, bias=False)
         self.output_dropout = nn.Dropout(config.Dropout)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.gated = GatedUnit(width, config.BlockAct, config.Dropout)
+
+    def _mix(self, u: Tensor, previous: Tensor) -> Tensor:
+        """``m_t`` (..., D) of the inputs ``u_t`` and ``u_{t-1}`` (..., D)."""
+        if self.mix is None:
+            return u
+        return torch.lerp(previous.to(u.dtype), u, torch.sigmoid(self.mix + 1).to(u.dtype))
 
     def _project(self, u: Tensor, previous: Tensor, keep: Tensor | None) -> tuple[Tensor, ...]:
         """The projections of a block's inputs, at least float32.
@@ -199,12 +190,10 @@ class LinearAttentionBlock(nn.Module):
         Returns:
             q (..., E), k (..., E), v (..., V) and log g (..., E).
         """
-        mixed = u  # m_t
-        if self.mix is not None:
-            mixed = torch.lerp(previous.to(u.dtype), u, torch.sigmoid(self.mix + 1).to(u.dtype))
+        mixed = self._mix(u, previous)
         kept = u if keep is None else u * keep
         q, k, v, r = _at_least_float32(self.projections(kept)).split(self.inner, dim=-1)
-        log_decay = self.decay(mixed)
+        log_decay = F.logsigmoid(_at_least_float32(self.decay(mixed)))
         if keep is not None:
             log_decay = log_decay * keep
         return 1 + F.elu(q), 1 + F.elu(k), torch.sigmoid(r) * v, log_decay
