@@ -1,24 +1,28 @@
 """Kernels, bytes and FLOPs of one training step on a GPU, counted on any machine::
 
     python -m benchmarks.kernels                                # Atari at full size
-    python -m benchmarks.kernels --case all --save after
+    python -m benchmarks.kernels --case all --compiled --save after
     python -m benchmarks.kernels --set BasicSettings.UseAmp=false
 
 The step runs on fake CUDA tensors (see ``benchmarks.fake_cuda``), and every operation is counted as
 the kernels that torch launches for it when it runs eagerly or is captured as a CUDA graph. ``GB``
 are the bytes of each operation's inputs and outputs. ``GFLOP`` are those of products and
 convolutions. ``ms as a graph`` is an estimate: every kernel takes the longest of :data:`LAUNCH`,
-its bytes at :data:`BANDWIDTH` and its FLOPs at :data:`RATES`.
+its bytes at :data:`BANDWIDTH` and its FLOPs at :data:`RATES`. With ``--compiled`` the losses, the
+context and imagination are estimated as torch.compile would leave them; see ``benchmarks.fusion``.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -28,8 +32,11 @@ from torch.utils.flop_counter import flop_registry
 from benchmarks import measure
 from benchmarks.cases import CASES, STORED, case_parts
 from benchmarks.fake_cuda import DEVICE, FakeCuda, cuda_autocast
+from benchmarks.fusion import Operation, fuse
+from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic
+from pwm_core.models.imagination import evaluate, imagine, imagined_step
 from pwm_core.models.world_model import WorldModel
 from pwm_core.training.agent import Agent
 from pwm_core.training.optimizer import Optimizer
@@ -72,6 +79,7 @@ _SEVERAL = {
     "index_put_": 4,
     "_foreach_norm": 2,
     "recurrence_backward": 2,  # the kernel; the sum over blocks of columns
+    "norm_backward": 2,  # the kernel; the sum over groups of rows
 }
 _LISTS = {"_fused_adamw_": 36, "_foreach": 110}
 """Most tensors that one kernel over a list of tensors takes, by the start of the name."""
@@ -89,6 +97,15 @@ class Count:
     gigaflops: float = 0.0
     seconds: float = 0.0
     names: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, kernels: int, moved: float, flops: float, dtype: torch.dtype) -> None:
+        """Add one operation that launches ``kernels``."""
+        rate = RATES[torch.bfloat16 if dtype == torch.bfloat16 else torch.float32]
+        self.kernels += kernels
+        self.names[name] = self.names.get(name, 0) + kernels
+        self.gigabytes += moved / 1e9
+        self.gigaflops += flops / 1e9
+        self.seconds += max(kernels * LAUNCH, moved / BANDWIDTH, flops / rate)
 
     def row(self, part: str) -> dict[str, Any]:
         """The count as a row of the table."""
@@ -108,6 +125,11 @@ def _tensors(tree: Any) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in found}.values())
 
 
+def _memory(tensor: Tensor) -> int:
+    """The identity of the memory that ``tensor`` is a view of."""
+    return tensor.untyped_storage()._cdata
+
+
 def _launches(operator: Any, arguments: list[Any], results: list[Tensor]) -> int:
     """The number of kernels of one operation."""
     name = operator._schema.name.split("::")[-1]
@@ -121,6 +143,8 @@ def _launches(operator: Any, arguments: list[Any], results: list[Tensor]) -> int
             return _SEVERAL.get(name, 1) * -(-count // most)
     if name == "convolution_backward":
         return len(results)
+    if name == "native_batch_norm" and not arguments[5]:
+        return 1  # it uses the running statistics
     return _SEVERAL.get(name, 1)
 
 
@@ -131,6 +155,10 @@ class Counter(FakeCuda):
         super().__init__()
         self.counts: dict[str, Count] = {}
         self._part: str | None = None
+        self._unit: tuple[int, bool] | None = None  # the compiled function, and its backward pass
+        self._units = 0
+        self._compiled: dict[str, list[Operation]] = {}
+        self._alive: list[Any] = []  # so that no other tensor takes a memory's identity
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -150,6 +178,27 @@ class Counter(FakeCuda):
 
         return call
 
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, counted as if it was compiled."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before, self._unit = self._unit, (self._units, False)
+            self._units += 1
+            with mock.patch("torch.compiler.is_compiling", return_value=True):
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    self._unit = before
+
+        return call
+
+    def finish(self) -> None:
+        """Add the operations of compiled functions to the counts, fused."""
+        for part, operations in self._compiled.items():
+            count = self.counts.setdefault(part, Count())
+            for kernel in fuse(operations):
+                count.add(kernel.name, kernel.launches, kernel.moved, kernel.flops, torch.bfloat16)
+
     def seen(self, operator: Any, arguments: list[Any], result: Any) -> None:
         """Add one operation to the current part."""
         results = _tensors(result)
@@ -161,13 +210,25 @@ class Counter(FakeCuda):
         moved = self._moved(name, arguments, results)
         flops = flop_registry.get(operator.overloadpacket, lambda *_, **__: 0)
         operations = flops(*arguments, out_val=result)
-        rate = RATES[torch.bfloat16 if results and results[0].dtype == torch.bfloat16
-                     else torch.float32]  # fmt: skip
-        count.kernels += kernels
-        count.names[name] = count.names.get(name, 0) + kernels
-        count.gigabytes += moved / 1e9
-        count.gigaflops += operations / 1e9
-        count.seconds += max(kernels * LAUNCH, moved / BANDWIDTH, operations / rate)
+        unit = (-1, True) if self._in_backward and self._units else self._unit
+        if unit is not None:
+            inputs = _tensors(arguments)
+            self._alive += [*inputs, *results]
+            elements = max(tensor.numel() for tensor in [*inputs, *results])
+            picks = name in _READS_ONLY_WHAT_IT_PICKS
+            written = sum(map(_bytes, results))
+            reads = {_memory(x): _bytes(x) for x in inputs}
+            if picks:
+                reads[_memory(inputs[0])] = min(_bytes(inputs[0]), written)
+            if name in _READS_NOTHING:
+                reads.pop(_memory(inputs[0]), None)
+            writes = {_memory(x): _bytes(x) for x in results}
+            self._compiled.setdefault(self._part or "", []).append(
+                Operation(name, unit, kernels, operations, elements, reads, writes)
+            )
+            return
+        dtype = results[0].dtype if results else torch.float32
+        count.add(name, kernels, moved, operations, dtype)
 
     @staticmethod
     def _moved(name: str, arguments: list[Any], results: list[Tensor]) -> int:
@@ -184,7 +245,11 @@ class Counter(FakeCuda):
 
 
 class _FakeAgent(Agent):
-    """An agent whose autocast works on fake CUDA tensors."""
+    """An agent that computes in bfloat16 on fake CUDA tensors."""
+
+    def __init__(self, config: Config, *parts: Any) -> None:
+        super().__init__(config, *parts)
+        self._half = self._half_weights() if config.BasicSettings.UseAmp else None
 
     def autocast(self) -> Any:
         return cuda_autocast(self.config.BasicSettings.UseAmp)
@@ -212,42 +277,62 @@ def _fake_replay(spec: TransitionSpec, counter: Counter) -> ReplayBuffer:
     return replay
 
 
-def count_step(case: str, overrides: list[str] | None = None) -> dict[str, Count]:
+def _prepare(optimizer: Optimizer, counter: Counter, part: str) -> None:
+    """Let AdamW make its state, and count ``optimizer``'s own kernels under ``part``."""
+    for parameter in optimizer.adamw.param_groups[0]["params"]:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.adamw.step()
+    optimizer.__class__, optimizer.counter = _FakeOptimizer, counter
+    optimizer.keep_buffers = counter.within(part, optimizer.keep_buffers)
+    optimizer.step = counter.within(part, optimizer.step)
+
+
+def _compile(agent: Agent, counter: Counter) -> None:
+    """Count the functions that ``BasicSettings.Compile: compile`` compiles as compiled."""
+    agent._world_model_loss = counter.compiled(agent._world_model_loss)
+    agent._context = counter.compiled(agent._context)
+    agent._imagine = partial(
+        imagine, step=counter.compiled(imagined_step), evaluate=counter.compiled(evaluate)
+    )
+    agent._actor_critic_loss = counter.compiled(agent._actor_critic_loss)
+
+
+def count_step(
+    case: str, overrides: list[str] | None = None, *, compiled: bool = False
+) -> dict[str, Count]:
     """The counts of one training step by the names in :data:`PARTS`.
 
     Args:
         case: a key of ``benchmarks.cases.CASES``.
         overrides: of its config, as ``Section.Key=value``.
+        compiled: estimate the compiled step.
     """
     config = load_config(CASES[case], overrides=overrides or [])
     settings = config.JointTrainAgent
     model, context, imagination, actor_critic, rest = PARTS
-    codec, policy, spec = case_parts(case, config)
-    modules = WorldModel(config.Models, codec, policy), ActorCritic(config.Models, policy)
     counter = Counter()
+    with torch.device("meta"):  # nothing is initialised
+        codec, policy, spec = case_parts(case, config)
+        modules = WorldModel(config.Models, codec, policy), ActorCritic(config.Models, policy)
     for module in modules:
         counter.move(module)
-    for name in ("low", "high"):
-        if hasattr(policy, name):
-            setattr(policy, name, counter.on_cuda(getattr(policy, name)))
     replay = _fake_replay(spec, counter)
     with counter:
         agent = _FakeAgent(config, *modules, DEVICE)
         for optimizer in agent.optimizers.values():
-            optimizer.__class__, optimizer.counter = _FakeOptimizer, counter
-            optimizer.keep_buffers = counter.within(rest, optimizer.keep_buffers)
-            optimizer.step = counter.within(rest, optimizer.step)
-        agent.world_model.context = counter.within(context, agent.world_model.context)
-        for _ in range(2):  # AdamW makes its state at the first step
-            counter.counts.clear()
-            with counter.part(rest):
-                batch = replay.sample(settings.BatchSize, settings.BatchLength)
-            with counter.part(model):
-                agent.train_world_model(batch)
-            with counter.part(imagination):
-                trajectory = agent.imagine(batch)
-            with counter.part(actor_critic):
-                agent.train_actor_critic(trajectory)
+            _prepare(optimizer, counter, rest)
+        if compiled:
+            _compile(agent, counter)
+        agent._context = counter.within(context, agent._context)
+        with counter.part(rest):
+            batch = replay.sample(settings.BatchSize, settings.BatchLength)
+        with counter.part(model):
+            agent.train_world_model(batch)
+        with counter.part(imagination):
+            trajectory = agent.imagine(batch)
+        with counter.part(actor_critic):
+            agent.train_actor_critic(trajectory)
+    counter.finish()
     return {part: counter.counts[part] for part in PARTS}
 
 
@@ -263,19 +348,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--case", choices=[*CASES, "all"], default="atari")
     parser.add_argument("--set", action="append", default=[], metavar="Section.Key=value")
+    parser.add_argument("--compiled", action="store_true", help="also estimate the compiled step")
     parser.add_argument("--top", type=int, default=0, help="also the N most frequent operations")
     parser.add_argument("--save", metavar="NAME", help="benchmarks/results/kernels_NAME.json")
     arguments = parser.parse_args()
     rows = []
-    for case in CASES if arguments.case == "all" else [arguments.case]:
-        counts = count_step(case, arguments.set)
+    cases = CASES if arguments.case == "all" else [arguments.case]
+    for case, compiled in itertools.product(cases, (False, True)[: 1 + arguments.compiled]):
+        counts = count_step(case, arguments.set, compiled=compiled)
         found = table(counts)
-        print(f"{case}\n{measure.table(found)}\n")
+        step = "compiled, then captured" if compiled else "captured"
+        print(f"{case}, {step}\n{measure.table(found)}\n")
         for part, count in counts.items() if arguments.top else ():
             names = sorted(count.names.items(), key=lambda item: -item[1])[: arguments.top]
             print(f"{part}: {', '.join(f'{name} {number}' for name, number in names)}\n")
         changes = " ".join(arguments.set)
-        rows += [{"case": case, "changes": changes, **row} for row in found]
+        rows += [{"case": case, "step": step, "changes": changes, **row} for row in found]
     if arguments.save:
         path = measure.save(f"kernels_{arguments.save}", rows, torch.device("cpu"))
         print(f"saved {path}")

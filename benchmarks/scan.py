@@ -39,7 +39,7 @@ from pwm_core.models.scan import (
     linear_recurrence,
 )
 from pwm_core.models.sequence_models.linear_attention import RecurrentMemory
-from pwm_core.runtime import find_device, use_tensor_float
+from pwm_core.runtime import find_device, use_precision
 
 WIDTH = 128
 FULL = "odd_even full"
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--one", metavar="BACKEND", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = find_device(arguments.device)
-    use_tensor_float(load_config("config_files/atari.yaml").BasicSettings.TF32)
+    use_precision(load_config("config_files/atari.yaml").BasicSettings, device)
     if arguments.one:
         row = measure_backend(
             arguments.one, arguments.lengths[0], arguments.tokens, device, arguments.repeats

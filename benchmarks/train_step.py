@@ -10,7 +10,8 @@ for a generic scan library. ``--baseline`` also times the step with that scan, e
 It alternates with the row's own step, so that other work on a shared machine slows both down alike.
 ``of baseline`` is the median of the ratios of their times. ``--against CASE`` times the whole step
 of another case in the same way, in the row's own precision; ``of storm`` is then the ratio of this
-row's step to STORM's. ``floor`` is the time that the step's
+row's step to STORM's. With a graph, every part is timed as a
+graph of its own. ``floor`` is the time that the step's
 matrix products and convolutions (``TFLOP``) would take at the speed of one large product, measured
 next to it. ``computing`` is the fraction of the time during which the cores are busy, or during
 which kernels run on CUDA.
@@ -39,9 +40,9 @@ from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.scan import BACKENDS, available_backends
 from pwm_core.models.world_model import WorldModel
-from pwm_core.runtime import find_device, use_tensor_float
+from pwm_core.runtime import find_device, use_precision
 from pwm_core.training.agent import Agent
-from pwm_core.training.cuda_graph import EAGER_CALLS
+from pwm_core.training.cuda_graph import EAGER_CALLS, CudaCapture, CudaGraph
 from pwm_core.training.methods import make_agent
 from pwm_core.training.replay_buffer import ReplayBuffer, TransitionSpec
 
@@ -69,7 +70,7 @@ def full_size(
 ) -> tuple[Agent, ReplayBuffer]:
     """The agent of a case's full config, and a replay with ``stored`` steps of noise."""
     config = load_config((CASES | OTHERS)[case], overrides=overrides)
-    use_tensor_float(config.BasicSettings.TF32)
+    use_precision(config.BasicSettings, device)
     torch.manual_seed(0)
     codec, policy, spec = case_parts(case, config)
     world_model = WorldModel(config.Models, codec, policy)
@@ -101,17 +102,40 @@ def _whole_step(case: str, overrides: list[str], device: torch.device) -> Callab
     return lambda: step(world_model=True, actor_critic=True)
 
 
-def _share_computing(step: Callable[[], Any], device: torch.device) -> float:
-    """The fraction of a step's time during which the cores are busy or kernels run on CUDA."""
+def _share_computing(step: Callable[[], Any], device: torch.device, wall: float) -> float:
+    """The fraction of a step's time during which the cores are busy or kernels run on CUDA.
+
+    Args:
+        wall: seconds of a step without the profiler, which slows down the host.
+    """
     if device.type == "cuda":
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            wall = measure.seconds(step, device, 1)
+            step()
+            measure.synchronize(device)
         kernels = sum(event.self_device_time_total for event in profile.key_averages())
-        return kernels / 2 / 1e6 / wall  # the microseconds of two calls, one of them timed
+        return kernels / 1e6 / wall
     began, used = time.perf_counter(), time.process_time()
     step()
     wall = time.perf_counter() - began
     return (time.process_time() - used) / wall / torch.get_num_threads()
+
+
+def as_graphs(
+    parts: dict[str, Callable[[], Any]],
+    *,
+    on_device: bool,
+    capture: Callable[[], Any] = CudaCapture,
+) -> dict[str, Callable[[], Any]]:
+    """Every part as a CUDA graph of its own, so that it is timed as it runs inside the step.
+
+    Args:
+        on_device: whether the replay is on the device; else sampling stays eager.
+        capture: see :class:`CudaGraph`.
+    """
+    return {
+        name: CudaGraph(part, capture) if name != "replay" or on_device else part
+        for name, part in parts.items()
+    }
 
 
 def _overrides(precision: str, scan: str, compiled: str) -> list[str]:
@@ -140,9 +164,14 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
         "case": case, "precision": precision, "scan": scan, "compile": arguments.compile,
     }  # fmt: skip
     update = agent.training_step(replay)
-    timed = {**parts, "step": lambda: update(world_model=True, actor_critic=True)}
+    if agent.uses_cuda_graph:
+        timed = as_graphs(parts, on_device=replay.place.type == "cuda")
+    else:
+        timed = dict(parts)
+    timed |= {"step": lambda: update(world_model=True, actor_critic=True)}
     for _ in range(EAGER_CALLS + 1 if agent.uses_cuda_graph else 1):
-        timed["step"]()
+        for call in timed.values():
+            call()
     row["peak (GB)"] = measure.peak_gigabytes(target)
     others = {}
     if arguments.baseline:
@@ -165,7 +194,7 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     row["TFLOP"] = operations / 1e12
     row["floor (s)"] = operations / measure.peak_flops(target, dtype)
-    row["computing"] = _share_computing(timed["step"], target)
+    row["computing"] = _share_computing(timed["step"], target, row["step (s)"])
     return row
 
 

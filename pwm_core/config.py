@@ -77,15 +77,22 @@ class BasicSettings(_Section):
     UseAmp: bool
     """Use bfloat16 autocast in the networks. Scans, losses and normalisation stay in float32."""
     TF32: bool
-    """On CUDA, round the factors of float32 products and convolutions, also those of the scan, to
-    TF32 (10 bits of mantissa). Sums stay in float32. ``false``: float32 everywhere."""
+    """On CUDA without UseAmp, round the factors of products and convolutions to TF32 (10 bits of
+    mantissa); sums stay in float32. The factors of the scan are then rounded too, except with
+    ``Scan: triton``. With UseAmp nothing is rounded to TF32: the scan and the values, which UseAmp
+    leaves in float32, are computed in full precision."""
     Compile: Annotated[
         Literal["auto", "off", "compile", "graph", "compile+graph"], BeforeValidator(_off)
     ]
     """How a training step runs. ``off``: eagerly. ``compile``: losses and imagination through
     torch.compile. ``graph``: the whole step as one CUDA graph (on a CPU this is ``off``).
-    ``compile+graph``: both. ``auto`` is ``off`` until the other modes have been measured on the
-    device."""
+    ``compile+graph``: both. ``auto``: ``graph`` on CUDA, where an eager step launches thousands of
+    kernels one by one, and ``off`` on a CPU. Where a graph cannot be captured, the run says so and
+    goes on eagerly."""
+    GraphCheck: bool
+    """Before the first captured training step, take a few steps eagerly and captured from the same
+    state and random numbers, compare their metrics, and take them back. If they differ by more than
+    1e-3, the run says so and goes on eagerly."""
     Threads: Annotated[int, BeforeValidator(_number), Field(ge=0)]
     """CPU threads of torch; 0 means one per core. With one thread, a small network suffers far less
     from other work on the machine."""
@@ -239,6 +246,10 @@ class WorldModelConfig(_Section):
     """Scan backend of the sequence model. All compute the same numbers; ``triton`` needs CUDA."""
     ScanChunk: Count
     """Chunk length (L) of ``chunked``, and with ``triton`` of the states that imagination reads."""
+    Kernels: Literal["auto", "torch"]
+    """``auto``: on CUDA, an imagined step of attention is one Triton kernel, and so is a LayerNorm
+    with its activation. ``torch``: torch's own operations everywhere. Both compute the same numbers
+    up to rounding, and on a CPU both are ``torch``."""
     DynScale: NonNegative
     """Weight of KL(sg[posterior] || prior)."""
     RepScale: NonNegative

@@ -28,7 +28,7 @@ from pwm_core.runtime import (
     git_commit,
     refuse_too_many_envs,
     seed_everything,
-    use_tensor_float,
+    use_precision,
     use_threads,
     versions,
 )
@@ -117,7 +117,7 @@ def run(domain: Domain, arguments: argparse.Namespace) -> Path:
     steps = folder.select(arguments.checkpoint)
     device = find_device(arguments.device)
     use_threads(config.BasicSettings.Threads)
-    use_tensor_float(config.BasicSettings.TF32)
+    use_precision(config.BasicSettings, device)
     settings = _settings(task, config, arguments)
     refuse_too_many_envs(settings.envs, domain.env_bytes(config), "EvalEnvs")
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pwm_core.config import BasicSettings
 from pwm_core.errors import UserError
 from pwm_core.paths import IN_CHECKOUT, REPOSITORY
 
@@ -162,6 +163,15 @@ def use_tensor_float(enabled: bool) -> None:
     mantissa). Sums stay float32."""
     torch.backends.cuda.matmul.allow_tf32 = enabled
     torch.backends.cudnn.allow_tf32 = enabled
+
+
+def use_precision(settings: BasicSettings, device: torch.device) -> None:
+    """Set what float32 products on CUDA compute in.
+
+    Where products are bfloat16, TF32 stays off: what is left in float32 (the scan, the values) is
+    left so because it needs the precision. TF32 takes the place of bfloat16, it does not add to it.
+    """
+    use_tensor_float(settings.TF32 and not (settings.UseAmp and has_bfloat16(device)))
 
 
 def available_cores() -> int:

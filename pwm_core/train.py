@@ -24,6 +24,7 @@ from pwm_core.runs.checkpoint import Point
 from pwm_core.runs.recording import fingerprint
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Sink, TensorBoard, Tracker, Wandb
+from pwm_core.runs.writer import Writer
 from pwm_core.runtime import (
     find_device,
     free_bytes,
@@ -33,7 +34,7 @@ from pwm_core.runtime import (
     memory_advice,
     refuse_too_many_envs,
     seed_everything,
-    use_tensor_float,
+    use_precision,
     use_threads,
     versions,
 )
@@ -74,7 +75,7 @@ def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
     # It is checked here, because evaluation needs no scan.
     check_backend(config.Models.WorldModel.Scan, device)
     use_threads(config.BasicSettings.Threads)
-    use_tensor_float(config.BasicSettings.TF32)
+    use_precision(config.BasicSettings, device)
     about = _metadata(domain, config, arguments, device)
     folder = RunFolder(arguments.name, find_logdir(arguments.logdir))
     if not arguments.resume:
@@ -203,7 +204,9 @@ class _Training:
             self.folder.extend(self.config, self.domain.defaults)
             self.folder.note_versions(self.about)
         metrics = JsonLines(self.folder.metrics, fresh=point is None)
-        tracker = Tracker(metrics, self.folder.videos, sinks)
+        # On a CPU a thread would take time from the training itself.
+        writer = Writer(background=self.device.type == "cuda")
+        tracker = Tracker(metrics, self.folder.videos, sinks, writer)
         trainer = Trainer(
             *(self.config, self.task, env, agent, replay, tracker, self.folder, rng),
             keep=self.keep,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pwm_core.config import Config
 from pwm_core.envs import VectorEnv
 from pwm_core.models.actor_critic import ActorCritic
 
 
-class GaussianPolicy:
+class GaussianPolicy(nn.Module):
     """A Gaussian policy with independent components, as in the published agent.
 
     From the actor's output (x, y), the mean is ``tanh(x)`` and the standard deviation is
@@ -21,10 +21,12 @@ class GaussianPolicy:
     Args:
         num_actions: A.
         min_std, max_std: range of the standard deviation; the published agent has 0.1 and 1.
-        low, high: bounds of an action, (A,) or scalars.
+        low, high: bounds of an action, (A,) or scalars; buffers without learned content.
     """
 
     discrete = False
+    low: Tensor
+    high: Tensor
 
     def __init__(
         self,
@@ -34,46 +36,41 @@ class GaussianPolicy:
         low: float | Tensor = -1.0,
         high: float | Tensor = 1.0,
     ) -> None:
+        super().__init__()
         self.num_actions = num_actions
         self.output_width = 2 * num_actions
         self.min_std, self.max_std = min_std, max_std
-        self._bounds: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self.low, self.high = torch.as_tensor(low), torch.as_tensor(high)
+        self.register_buffer("low", torch.as_tensor(low), persistent=False)
+        self.register_buffer("high", torch.as_tensor(high), persistent=False)
 
-    def bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Lowest and highest actions on ``device``, (A,) or scalars."""
-        if device not in self._bounds:
-            self._bounds[device] = self.low.to(device), self.high.to(device)
-        return self._bounds[device]
-
-    def _parameters(self, output: Tensor) -> tuple[Tensor, Tensor]:
+    def _mean_std(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """``output`` (..., 2A) -> mean and standard deviation, (..., A) float32."""
         mean, raw = output.float().chunk(2, dim=-1)
         return mean.tanh(), self.min_std + (self.max_std - self.min_std) * (raw + 2).sigmoid()
 
     def sample(self, output: Tensor) -> Tensor:
         """Draw unclipped actions (..., A) float32 from ``output`` (..., 2A)."""
-        mean, std = self._parameters(output)
+        mean, std = self._mean_std(output)
         return mean + std * torch.randn_like(mean)
 
     def mode(self, output: Tensor) -> Tensor:
         """The means (..., A)."""
-        return self._parameters(output)[0]
+        return self._mean_std(output)[0]
 
     def log_prob(self, output: Tensor, action: Tensor) -> Tensor:
         """(...) float32 log-density of the unclipped ``action`` (..., A), summed over A."""
-        mean, std = self._parameters(output)
+        mean, std = self._mean_std(output)
         squared = ((action - mean) / std).square()
         return -(0.5 * squared + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self, output: Tensor) -> Tensor:
         """Entropy (...) float32 in nats, summed over A."""
-        _, std = self._parameters(output)
+        _, std = self._mean_std(output)
         return (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def encode(self, action: Tensor) -> Tensor:
         """The clipped ``action``, which the world model reads and the environment executes."""
-        return action.clamp(*self.bounds(action.device))
+        return action.clamp(self.low, self.high)
 
 
 def make_policy(config: Config, env: VectorEnv) -> GaussianPolicy:

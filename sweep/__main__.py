@@ -30,6 +30,12 @@ from sweep.states import Observer, RunState, counts, to_start
 from sweep.status import show_plan, show_status
 
 
+def _jobs(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return int(text)
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m sweep", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
@@ -42,6 +48,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="run here, though there is Slurm")
     where.add_argument("--slurm", action="store_true", help="submit, or say why that is impossible")
+    parser.add_argument(
+        "-jobs", "--jobs", type=_jobs, default=None, metavar="N",
+        help="up to N runs side by side on each device, as many as pay: measured at the start",
+    )  # fmt: skip
     parser.add_argument(
         "--only", nargs="+", metavar="PATTERN", help="runs with such names, as 'Pong-*'"
     )
@@ -84,8 +94,14 @@ def _observer(places: Places, plan: Plan, on_slurm: bool) -> Observer:
     return Observer(places, jobs, plan.sweep.name)
 
 
-def _start(plan: Plan, places: Places, on_slurm: bool) -> None:
-    """Start what is missing or failed."""
+def _start(plan: Plan, places: Places, on_slurm: bool, jobs: int | None) -> None:
+    """Start what is missing or failed.
+
+    Raises:
+        UserError: ``jobs`` are asked for on Slurm.
+    """
+    if on_slurm and jobs is not None:
+        raise UserError("-jobs is for one machine: use resources.runs_per_job on Slurm, or --local")
     check_settings(plan, places)
     _check_writable(places)
     sweep = plan.sweep
@@ -95,7 +111,7 @@ def _start(plan: Plan, places: Places, on_slurm: bool) -> None:
         device=device, logger=sweep.logger, keep=sweep.keep, most_failures=sweep.most_failures,
     )  # fmt: skip
     if not on_slurm:
-        local.run_here(sweep, lambda: _observer(places, plan, False).states(plan.runs), work)
+        local.run_here(plan, lambda: _observer(places, plan, False).states(plan.runs), work, jobs)
         return
     with waiting_for(places.records.parent / "submit.lock"):
         states = _observer(places, plan, True).states(plan.runs)
@@ -133,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         slots = None if on_slurm else len(local.make_slots(sweep.resources))
         show_plan(plan, look(), places, "on Slurm" if on_slurm else "on this machine", slots)
     else:
-        _start(plan, places, on_slurm)
+        _start(plan, places, on_slurm, arguments.jobs)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pwm_core.errors import UserError
 from pwm_core.signals import StoppedError
 from sweep.children import Slot, Work
-from sweep.places import Places, write_json
+from sweep.places import Places, read_json, write_json
+from sweep.plan import Plan
 from sweep.records import take_lock
-from sweep.schema import Resources, Sweep
+from sweep.run import Run
+from sweep.schema import Resources
+from sweep.side_by_side import Trial, choose, multi_process_service, shared_caches
 from sweep.states import RunState, counts, local_lock, local_process, to_start
 from sweep.supervisor import Supervisor
+
+Environ = dict[str, str]
+"""Environment variables."""
 
 
 def find_gpus() -> list[str]:
@@ -33,34 +40,82 @@ def find_gpus() -> list[str]:
     return [str(index) for index in range(count)] if done.returncode == 0 else []
 
 
-def make_slots(resources: Resources) -> list[Slot]:
+def make_slots(resources: Resources, jobs: int | None = None) -> list[Slot]:
     """Return one slot per parallel run.
 
     Each slot gets an equal share of this process's cores, and one of the GPUs in turn.
+
+    Args:
+        jobs: runs per GPU, or on the CPU, with one thread each.
     """
     gpus = [] if resources.device == "cpu" else find_gpus()
     cores = len(os.sched_getaffinity(0))
     count = resources.side_by_side or len(gpus) or max(1, cores // 2)
+    threads = max(1, cores // count)
+    if jobs is not None:
+        count, threads = jobs * max(1, len(gpus)), 1
     return [
         Slot(
-            threads=max(1, cores // count),
+            threads=threads,
             environ={"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {},
         )
         for index in range(count)
     ]
 
 
-def run_here(sweep: Sweep, look: Callable[[], Sequence[RunState]], work: Work) -> None:
+def measured_jobs(plan: Plan, runs: Sequence[Run], work: Work, most: int, caches: Environ) -> int:
+    """How many of ``runs`` pay side by side on one device: measured, or as measured before.
+
+    Args:
+        most: largest number to try.
+        caches: environment variables of all runs.
+    """
+    if most == 1:
+        return 1
+    file = work.places.sweep(plan.sweep.name) / "jobs.json"
+    slot = make_slots(plan.sweep.resources, 1)[0]
+    about = {"host": socket.gethostname(), "most": most, "config": runs[0].config}
+    known = read_json(file)
+    if {key: known.get(key) for key in about} == about and isinstance(known.get("jobs"), int):
+        print(f"{known['jobs']} runs side by side pay, as was measured here before ({file})")
+        return known["jobs"]
+    shared = Slot(slot.threads, slot.environ | caches)
+    jobs = choose(Trial(runs[0], plan.config(runs[0]), work, shared).total, most)
+    write_json(file, about | {"jobs": jobs})
+    return jobs
+
+
+@contextlib.contextmanager
+def _slots(plan: Plan, runs: Sequence[Run], work: Work, most: int | None) -> Iterator[list[Slot]]:
+    """The slots of a sweep; with ``most``, as many as pay, with all that runs on a device share."""
+    resources = plan.sweep.resources
+    if most is None:
+        yield make_slots(resources)
+        return
+    shared = shared_caches(work.places)
+    with contextlib.ExitStack() as stack:
+        if resources.device != "cpu" and find_gpus():
+            folder = work.places.sweep(plan.sweep.name) / "mps"
+            shared |= stack.enter_context(multi_process_service(folder))
+        jobs = measured_jobs(plan, runs, work, most, shared)
+        slots = make_slots(resources, jobs)
+        yield [Slot(slot.threads, slot.environ | shared) for slot in slots]
+
+
+def run_here(
+    plan: Plan, look: Callable[[], Sequence[RunState]], work: Work, most: int | None = None
+) -> None:
     """Work on what is missing or failed until all have ended.
 
     Args:
         look: returns the states of the runs. It is called when no other process runs this sweep.
+        most: try up to this many runs side by side on a device; None: as the resources say.
 
     Raises:
         StoppedError: a signal ended it; the same command continues it.
         UserError: another process runs this sweep here already, or runs failed.
     """
-    places = work.places
+    places, sweep = work.places, plan.sweep
     lock = take_lock(local_lock(places, sweep.name))
     if lock is None:
         about = local_process(places, sweep.name)
@@ -79,13 +134,14 @@ def run_here(sweep: Sweep, look: Callable[[], Sequence[RunState]], work: Work) -
         if not runs:
             return
         write_json(file, about | {"runs": [run.name for run in runs]})
-        slots = make_slots(sweep.resources)
-        share = f"{slots[0].threads} threads" + (" on a GPU" if slots[0].environ else "")
-        print(f"{len(slots)} at a time with {share} each", flush=True)
-        supervisor = Supervisor(runs, work, slots, where=f"{host}, process {process}")
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: supervisor.stop(tell=True))
-        outcome = supervisor.run()
+        with _slots(plan, runs, work, most) as slots:
+            gpu = " on a GPU" if "CUDA_VISIBLE_DEVICES" in slots[0].environ else ""
+            share = f"{slots[0].threads} threads{gpu}"
+            print(f"{len(slots)} at a time with {share} each", flush=True)
+            supervisor = Supervisor(runs, work, slots, where=f"{host}, process {process}")
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: supervisor.stop(tell=True))
+            outcome = supervisor.run()
     if supervisor.stopping and outcome.left:
         raise StoppedError(f"stopped: {len(outcome.left)} runs are left; the same command goes on")
     if outcome.failed:

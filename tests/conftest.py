@@ -1,14 +1,33 @@
-"""Fixtures of several test files."""
+"""Fixtures of several test files, and what is collected on a machine without environments."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pwm_core.paths import LOGDIR_VARIABLE, LogDir
-from tests.helpers_runs import PONG, RunTree, atari
+
+if TYPE_CHECKING:
+    from tests.helpers_runs import RunTree
+
+NEED_ENVIRONMENTS = (
+    *("commands", "envs", "results", "runs", "slurm", "sweep"),
+    *(f"training/test_{name}.py" for name in ("evaluation", "learning", "trainer", "videos")),
+)
+"""What a machine without gymnasium cannot collect; see ``requirements-gpu-smoke.txt``."""
+HAS_ENVIRONMENTS = importlib.util.find_spec("gymnasium") is not None
+collect_ignore = [] if HAS_ENVIRONMENTS else list(NEED_ENVIRONMENTS)
+
+
+def pytest_report_header() -> list[str]:
+    """Say which tests are left out."""
+    if HAS_ENVIRONMENTS:
+        return []
+    return [f"gymnasium is not installed: left out are {', '.join(NEED_ENVIRONMENTS)}"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +48,8 @@ def logdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogDir:
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunTree]:
     """A copy of the source tree to run commands in, made once."""
+    from tests.helpers_runs import RunTree
+
     made = RunTree(tmp_path_factory.mktemp("runs"))
     yield made
     made.close()
@@ -36,6 +57,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunTree]:
 
 @pytest.fixture(scope="session")
 def pong(tree: RunTree) -> Path:
-    """A real run of :data:`PONG` with ``-deterministic`` that nothing met; its folder."""
+    """A real run of ``PONG`` with ``-deterministic`` that nothing met; its folder."""
+    from tests.helpers_runs import PONG, atari
+
     tree.start("atari", *atari("pong", PONG), "-deterministic").ended()
     return tree.folder("pong")

@@ -16,6 +16,7 @@ from pwm_core.domain import Domain
 from pwm_core.eval import evaluate_run
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
+from pwm_core.runs.writer import Writer
 from pwm_core.runtime import seed_everything
 from pwm_core.training.agent import Agent
 from pwm_core.training.replay_buffer import ReplayBuffer
@@ -47,8 +48,18 @@ class Run:
         return [json.loads(line) for line in self.folder.metrics.read_text().splitlines()]
 
 
-def train(*overrides: str, lengths: Sequence[int] = (7,), seed: int = 0, **settings: Any) -> Run:
-    """Train on as many counting environments as there are ``lengths``."""
+def train(
+    *overrides: str,
+    lengths: Sequence[int] = (7,),
+    seed: int = 0,
+    background: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train on as many counting environments as there are ``lengths``.
+
+    Args:
+        background: write files in a thread, as on CUDA.
+    """
     every = [*TINY, f"JointTrainAgent.NumEnvs={len(lengths)}", *overrides]
     config = load_config(CONFIG, defaults=DEFAULTS, overrides=every)
     domain, _ = counting_domain(lengths, **settings)
@@ -59,7 +70,8 @@ def train(*overrides: str, lengths: Sequence[int] = (7,), seed: int = 0, **setti
     folder.begin(config, {})
     capacity = config.JointTrainAgent.BufferMaxLength
     replay = ReplayBuffer(domain.transition(config, env), len(lengths), capacity, CPU)
-    tracker = Tracker(JsonLines(folder.metrics), folder.videos, [])
+    writer = Writer(background=background)
+    tracker = Tracker(JsonLines(folder.metrics), folder.videos, [], writer)
     trainer = Trainer(config, "count", env, agent, replay, tracker, folder, rng)
     trainer.run()
     tracker.close()

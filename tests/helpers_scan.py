@@ -13,6 +13,10 @@ DECAYS = ("mixed", "near_0", "near_1", "extreme")
 
 # Largest error beside float64 `sequential`, relative to the largest number of the tensor (or 1).
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+TF32_TOLERANCE = dict.fromkeys(("sequential", "odd_even", "kogge_stone", "chunked"), 2e-3)
+TF32_TOLERANCE["triton"] = TOLERANCE[torch.float32]
+"""Largest error of each backend with float32 products in TF32, by norm. Triton's sums are no
+products, so TF32 does not change them."""
 
 
 class Inputs(NamedTuple):

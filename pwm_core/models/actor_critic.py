@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pwm_core.config import Models
 from pwm_core.models.distributions import Policy, SymlogTwoHot
+from pwm_core.models.fused_norm import fuse_norms
 from pwm_core.models.losses import check_shape, weighted_sum
 from pwm_core.models.networks import latent_head
 from pwm_core.models.returns import lambda_return, pete_return, step_weights
@@ -89,6 +90,8 @@ class ActorCritic(nn.Module):
         self.lambda_, self.tau = models.Lambda, models.Tau
         self.actor = latent_head(models, policy.output_width)
         self.critic = latent_head(models, models.NumBin)
+        for network in (self.actor, self.critic):
+            fuse_norms(network, models.WorldModel.Kernels)
         self.slow_critic: nn.Module | None = None
         if models.Agent.SlowCritic:
             self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)

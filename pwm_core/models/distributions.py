@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -19,26 +19,25 @@ def symexp(x: Tensor) -> Tensor:
     return x.sign() * x.abs().expm1()
 
 
-class SymlogTwoHot:
+class SymlogTwoHot(nn.Module):
     """A scalar as a categorical over ``num_bins`` bins that are evenly spaced in symlog space.
 
     A value is encoded as weights on its two nearest bins. Logits are decoded to the symexp of the
     mean bin (DreamerV3, section "Critic learning"). Values beyond the last bins are clipped.
+
+    Attributes:
+        bins: (C,) float32 bin centres in symlog space, a buffer without learned content.
     """
 
+    bins: Tensor
+
     def __init__(self, num_bins: int, max_bin: float) -> None:
+        super().__init__()
         self.num_bins = num_bins
         self.max_bin = float(max_bin)
         self._width = 2 * self.max_bin / (num_bins - 1)
-        self._bins: dict[torch.device, Tensor] = {}
-
-    def bins(self, device: torch.device) -> Tensor:
-        """(C,) float32 bin centres in symlog space."""
-        if device not in self._bins:
-            self._bins[device] = torch.linspace(
-                -self.max_bin, self.max_bin, self.num_bins, device=device
-            )
-        return self._bins[device]
+        bins = torch.linspace(-self.max_bin, self.max_bin, num_bins)
+        self.register_buffer("bins", bins, persistent=False)
 
     def _position(self, value: Tensor) -> Tensor:
         """The position of ``value`` (...) on the axis of bins, a float in [0, C - 1]."""
@@ -68,22 +67,22 @@ class SymlogTwoHot:
     def decode(self, logits: Tensor) -> Tensor:
         """``logits`` (..., C) -> the expected value (...) float32."""
         with torch.autocast(logits.device.type, enabled=False):  # values stay float32
-            return symexp(logits.float().softmax(-1) @ self.bins(logits.device))
+            return symexp(logits.float().softmax(-1) @ self.bins.float())
 
 
 def unimix_probs(logits: Tensor, unimix: float) -> Tensor:
     """``(1 - unimix) softmax(logits) + unimix / K``, (..., K) float32."""
-    return logits.float().softmax(-1) * (1 - unimix) + unimix / logits.shape[-1]
+    return logits.softmax(-1, torch.float32) * (1 - unimix) + unimix / logits.shape[-1]
 
 
 def sample_index(probs: Tensor) -> Tensor:
     """Draw from categoricals ``probs`` (..., K): indices (...) int64.
 
-    On CUDA this is :func:`exponential_race`, because a float cumsum is not deterministic there.
-    Elsewhere it inverts the cumulative distribution, which takes one random number per categorical.
+    On a device this is :func:`exponential_race`, because a float cumsum is not deterministic there.
+    On a CPU it inverts the cumulative distribution, which takes one random number per categorical.
     The host does not wait for the device.
     """
-    if probs.is_cuda:
+    if probs.device.type != "cpu":
         return exponential_race(probs)
     total = probs.cumsum(-1)
     threshold = torch.rand_like(total[..., :1]) * total[..., -1:]
@@ -101,6 +100,8 @@ def exponential_race(probs: Tensor) -> Tensor:
 
 def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """``index`` (...) int64 -> (..., classes)."""
+    if torch.compiler.is_compiling():  # a comparison is fused with its neighbours, a scatter is not
+        return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).to(dtype)
     encoded = torch.zeros(*index.shape, classes, dtype=dtype, device=index.device)
     return encoded.scatter_(-1, index.unsqueeze(-1), 1.0)
 

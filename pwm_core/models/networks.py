@@ -29,12 +29,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """torch's BatchNorm, but in eval mode it is one pass and about five times faster."""
+    """torch's BatchNorm, but in eval mode it is one pass on a CPU, about five times faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, features) -> (N, features)."""
         if self.training:
             return super().forward(x)
+        if x.device.type != "cpu":  # there it is one kernel
+            return super().forward(x.float())
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return torch.addcmul(self.bias - self.running_mean * scale, x.float(), scale)
 
@@ -117,11 +119,32 @@ class _SumRows(torch.autograd.Function):
         return sums.view(groups, ctx.rows, grad.shape[1]).sum(0), None
 
 
+class _GatherRows(torch.autograd.Function):
+    """:func:`sum_rows` on a device: the rows are gathered; the gradient is a product."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
+        """Table (S*K, outputs) and index (N, S) int64 -> (N, outputs)."""
+        ctx.save_for_backward(index)
+        ctx.rows = len(table)
+        if torch.compiler.is_compiling():  # it becomes one kernel with its neighbours
+            return F.embedding(index, table).sum(1)
+        return F.embedding_bag(index, table, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """The product of the multi-hot vectors and the gradients: (S*K, outputs)."""
+        (index,) = ctx.saved_tensors
+        multi_hot = grad.new_zeros(len(index), ctx.rows).scatter_(1, index, 1.0)
+        return multi_hot.t() @ grad, None
+
+
 def sum_rows(table: Tensor, index: Tensor) -> Tensor:
     """Sum the rows of ``table`` that ``index`` picks.
 
     This is the product of a multi-hot vector with ``table``. On a CPU, picking the rows is about
-    ten times faster than multiplying by zeros.
+    ten times faster than multiplying by zeros. On a device it is one kernel instead of three.
 
     Args:
         table: (S*K, outputs).
@@ -130,11 +153,8 @@ def sum_rows(table: Tensor, index: Tensor) -> Tensor:
     Returns:
         (..., outputs).
     """
-    if index.device.type == "cpu":
-        flat = _SumRows.apply(table, index.flatten(0, -2))
-        return flat.view(*index.shape[:-1], table.shape[1])
-    multi_hot = torch.zeros(*index.shape[:-1], len(table), dtype=table.dtype, device=table.device)
-    return multi_hot.scatter_(-1, index, 1.0) @ table
+    pick = _SumRows if index.device.type == "cpu" else _GatherRows
+    return pick.apply(table, index.flatten(0, -2)).view(*index.shape[:-1], table.shape[1])
 
 
 class LatentLinear(nn.Module):
@@ -162,9 +182,20 @@ class LatentLinear(nn.Module):
         """
         if latent.is_floating_point():
             return torch.cat([x, latent], dim=-1) @ self.weight
+        if x.device.type != "cpu":
+            return self._on_device(x, latent)
         return x @ self.weight[: self.inputs] + sum_rows(
             self.weight[self.inputs :], latent + self.offset
         )
+
+    def _on_device(self, x: Tensor, latent: Tensor) -> Tensor:
+        """:meth:`forward` with fewer kernels: one cast, and the sum as part of the product."""
+        weight, kind = self.weight, x.device.type
+        if kind != "meta" and torch.is_autocast_enabled(kind):
+            weight = weight.to(torch.get_autocast_dtype(kind))
+        rows = sum_rows(weight[self.inputs :], latent + self.offset)
+        product = torch.addmm(rows.flatten(0, -2), x.flatten(0, -2), weight[: self.inputs])
+        return product.view(rows.shape)
 
 
 class LatentNet(nn.Module):

@@ -51,6 +51,15 @@ def available_backends(device: torch.device) -> tuple[str, ...]:
     return BACKENDS if HAS_TRITON and runs else BACKENDS[:-1]
 
 
+def fuses(kernels: str, device: torch.device) -> bool:
+    """Whether to use the Triton kernels of the networks on ``device``.
+
+    Args:
+        kernels: ``Models.WorldModel.Kernels``.
+    """
+    return kernels == "auto" and device.type == "cuda" and HAS_TRITON
+
+
 def check_backend(backend: str, device: torch.device) -> None:
     """Refuse a backend that does not run on ``device``.
 

@@ -21,6 +21,7 @@ from pwm_core.models.distributions import (
     straight_through_sample,
     unimix_probs,
 )
+from pwm_core.models.fused_norm import fuse_norms
 from pwm_core.models.losses import check_shape, weighted_sum
 from pwm_core.models.networks import (
     NORM_EPS,
@@ -87,6 +88,7 @@ class WorldModel(nn.Module):
         self.reward_head = head(*shape, models.NumBin, zero=models.ZeroHeads)
         self.done_head = head(*shape, 1, zero=models.ZeroHeads)
         self.two_hot = SymlogTwoHot(models.NumBin, models.MaxBin)
+        fuse_norms(self, config.Kernels)
         self.loss_weights = {
             "recon": 1.0,
             "reward": 1.0,

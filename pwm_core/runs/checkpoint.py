@@ -52,6 +52,22 @@ class Transitions(Protocol):
 
 
 @dataclass(frozen=True)
+class NewTransitions:
+    """The transitions that were stored since the previous point.
+
+    Attributes:
+        oldest: the first step that the replay still holds.
+        first, last: the steps [first, last) of every environment.
+        fields: every field by name, (N, last - first, ...) in host memory; None if there are none.
+    """
+
+    oldest: int
+    first: int
+    last: int
+    fields: dict[str, Tensor] | None
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A file with the steps [first, last) of every environment."""
 
@@ -101,18 +117,27 @@ class ResumePoints:
         self.folder, self.keep = folder, keep
         self._chunks: list[Chunk] = []
 
-    def save(self, step: int, files: dict[str, str], state: Any, replay: Transitions) -> None:
+    def read(self, replay: Transitions) -> NewTransitions:
+        """A copy of the transitions that no point has yet. The point before must be written."""
+        oldest = replay.total - replay.size
+        first = max(oldest, self._chunks[-1].last if self._chunks else 0)
+        fields = replay.read(first, replay.total) if first < replay.total else None
+        return NewTransitions(oldest, first, replay.total, fields)
+
+    def save(
+        self, step: int, files: dict[str, str], state: Any, transitions: NewTransitions
+    ) -> None:
         """Write the point of ``step``.
 
         Args:
             files: files that belong to the point and are already written, with their SHA-256.
             state: everything but the weights and the replay; tensors and plain values.
-            replay: its transitions since the previous point are written.
+            transitions: what :meth:`read` returned at that step.
 
         Raises:
             OSError: the point cannot be written. Earlier points are untouched.
         """
-        self._save_transitions(replay)
+        self._save_transitions(transitions)
         name = f"resume/{step:09d}.pt"
         files = {**files, name: write_tensors(self.folder / name, state)}
         point = {
@@ -124,17 +149,14 @@ class ResumePoints:
         write_text(self._manifest(step), json.dumps(manifest) + "\n")
         self._prune()
 
-    def _save_transitions(self, replay: Transitions) -> None:
+    def _save_transitions(self, new: NewTransitions) -> None:
         """Write the transitions that are in no chunk yet, and forget chunks that the replay has
         dropped."""
-        oldest = replay.total - replay.size
-        first = max(oldest, self._chunks[-1].last if self._chunks else 0)
-        if first < replay.total:
-            chunk = Chunk(first, replay.total, "")
-            fields = replay.read(first, replay.total)
-            digest = write_tensors(self.folder / chunk.file, fields, compress=True)
-            self._chunks.append(Chunk(first, replay.total, digest))
-        self._chunks = [chunk for chunk in self._chunks if chunk.last > oldest]
+        if new.fields is not None:
+            chunk = Chunk(new.first, new.last, "")
+            digest = write_tensors(self.folder / chunk.file, new.fields, compress=True)
+            self._chunks.append(Chunk(new.first, new.last, digest))
+        self._chunks = [chunk for chunk in self._chunks if chunk.last > new.oldest]
 
     def _manifest(self, step: int) -> Path:
         return self.folder / "resume" / f"{step:09d}.json"

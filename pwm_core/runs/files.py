@@ -162,6 +162,15 @@ def to_tensors(tree: Any) -> Any:
     return [to_tensors(value) for value in tree] if isinstance(tree, list) else tree
 
 
+def copied(tree: Any) -> Any:
+    """A copy of nested dicts and lists in which every tensor lies in host memory of its own."""
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    return [copied(value) for value in tree] if isinstance(tree, list) else tree
+
+
 def to_arrays(tree: Any) -> Any:
     """The inverse of :func:`to_tensors`."""
     if isinstance(tree, torch.Tensor):

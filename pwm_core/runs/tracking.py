@@ -7,9 +7,11 @@ import json
 import math
 import netrc
 import os
+import queue
 import sys
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
@@ -21,6 +23,7 @@ from tqdm import tqdm
 
 from pwm_core.errors import UserError
 from pwm_core.runs.mp4 import write_video
+from pwm_core.runs.writer import Writer
 
 WANDB_MODES = ("online", "offline", "disabled")
 WANDB_TIMEOUT = 30
@@ -251,10 +254,14 @@ class Tracker:
         metrics: the file of JSON lines, which is written first.
         videos: the folder of video files.
         sinks: further receivers.
+        writer: writes the video files; by default at once.
     """
 
-    def __init__(self, metrics: JsonLines, videos: Path, sinks: list[Sink]) -> None:
-        self.metrics = metrics
+    def __init__(
+        self, metrics: JsonLines, videos: Path, sinks: list[Sink], writer: Writer | None = None
+    ) -> None:
+        self.metrics, self.writer = metrics, writer or Writer(background=False)
+        self._filmed: queue.SimpleQueue[tuple[int, str, np.ndarray, Path]] = queue.SimpleQueue()
         self._sinks: list[Sink] = [metrics, *sinks]
         self._videos = videos
         self._step, self._pending = 0, dict[str, float]()
@@ -267,7 +274,15 @@ class Tracker:
         self._pending.update(metrics)
 
     def video(self, step: int, name: str, frames: np.ndarray) -> None:
-        """Write ``frames`` (T, H, W, 3) uint8 as an mp4, and pass them to all sinks."""
+        """Write ``frames`` (T, H, W, 3) uint8 as an mp4, and pass them to all sinks.
+
+        The frames may not change afterwards. The sinks get them when the file is there.
+        """
+        self.writer.submit(partial(self._film, step, name, frames))
+        self._show_filmed()
+
+    def _film(self, step: int, name: str, frames: np.ndarray) -> None:
+        """Write a video; a job of the writer."""
         path = self._videos / f"{name.split('/')[-1].lower()}_{step:09d}.mp4"
         try:
             write_video(path, frames)
@@ -275,10 +290,17 @@ class Tracker:
             reason = error.strerror or error
             print(f"warning: {path} could not be written: {reason}; training continues")
             return
-        self._each(lambda sink: sink.video(step, name, frames, path))
+        self._filmed.put((step, name, frames, path))
+
+    def _show_filmed(self) -> None:
+        """Pass the videos that were written meanwhile to all sinks."""
+        while not self._filmed.empty():
+            video = self._filmed.get()
+            self._each(lambda sink, video=video: sink.video(*video))
 
     def flush(self) -> None:
         """Write the pending record."""
+        self._show_filmed()
         if self._pending:
             self._each(lambda sink: sink.log(self._step, self._pending))
             self._pending = {}
@@ -296,9 +318,12 @@ class Tracker:
                 print(f"warning: {name} failed and is left out from now on: {reason[:300]}")
 
     def close(self) -> None:
-        """Write the pending record and close every sink."""
-        self.flush()
-        self._each(lambda sink: sink.close())
+        """Wait for the writer, write the pending record and close every sink."""
+        try:
+            self.writer.close()
+        finally:
+            self.flush()
+            self._each(lambda sink: sink.close())
 
 
 def progress_bar(total: int, unit: str, *, initial: int = 0, phase: str = "") -> tqdm:

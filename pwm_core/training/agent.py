@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,27 @@ from torch import Tensor
 from pwm_core.config import Config
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.distributions import sample_index
-from pwm_core.models.imagination import imagine
+from pwm_core.models.imagination import evaluate, imagine, imagined_step
 from pwm_core.models.types import Batch, Context, Metrics, Trajectory, concatenate
 from pwm_core.models.world_model import WorldModel
 from pwm_core.runtime import has_bfloat16, to_device
 from pwm_core.training.acting import ActingState
 from pwm_core.training.cuda_graph import CapturedActing, CapturedUpdate
+from pwm_core.training.graph_check import difference
+from pwm_core.training.half_weights import HalfWeights
 from pwm_core.training.optimizer import Optimizer
 from pwm_core.training.replay_buffer import ReplayBuffer
+
+
+def compile_mode(mode: str, device: torch.device) -> str:
+    """``BasicSettings.Compile`` on ``device``, where ``auto`` is a graph on CUDA, else ``off``."""
+    if mode == "auto":
+        return "graph" if device.type == "cuda" else "off"
+    return mode
+
+
+def _as_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
 
 
 class Agent:
@@ -53,16 +68,22 @@ class Agent:
                 ("ActorCritic", self.actor_critic, config.Models.Agent),
             )
         }
-        mode = config.BasicSettings.Compile
+        mode = compile_mode(config.BasicSettings.Compile, device)
         self.uses_cuda_graph = "graph" in mode and device.type == "cuda"
         self._captured: list[CapturedUpdate] = []
-        self._world_model_loss, self._imagine = self.world_model.loss, imagine
-        self._actor_critic_loss = self.actor_critic.loss
-        if mode.startswith("compile"):
-            self._world_model_loss = torch.compile(self._world_model_loss, dynamic=False)
-            self._imagine = torch.compile(self._imagine, dynamic=False)
-            self._actor_critic_loss = torch.compile(self._actor_critic_loss, dynamic=False)
+        compiled = partial(torch.compile, dynamic=False) if mode.startswith("compile") else _as_is
+        self._compiled = compiled  # for subclasses
+        self._world_model_loss = compiled(self.world_model.loss)
+        self._context = compiled(self.world_model.context)
+        self._imagine = partial(imagine, step=compiled(imagined_step), evaluate=compiled(evaluate))
+        self._actor_critic_loss = compiled(self.actor_critic.loss)
         self._amp = config.BasicSettings.UseAmp and has_bfloat16(device)
+        self._half = self._half_weights() if self._amp and device.type == "cuda" else None
+
+    def _half_weights(self) -> HalfWeights:
+        """Copies of all weights that imagination reads."""
+        parts = dict(self.world_model.named_children()) | {"actor": self.actor_critic.actor}
+        return HalfWeights([part for name, part in parts.items() if name != "decoder"])
 
     def autocast(self) -> torch.autocast:
         """Compute in bfloat16 if ``UseAmp`` is set and the device supports it."""
@@ -125,20 +146,21 @@ class Agent:
         of ``contexts`` if they are given."""
         settings = self.config.JointTrainAgent
         self.world_model.eval()
-        with self.autocast():
+        half = self._half.used() if self._half else contextlib.nullcontext()
+        with self.autocast(), half:
             return self._imagine(
                 self.world_model,
                 self.actor_critic,
-                self._context(batch if contexts is None else contexts),
+                self._starts(batch if contexts is None else contexts),
                 settings.ImagineHorizon,
                 self.config.discount,
             )
 
-    def _context(self, batch: Batch) -> Context:
+    def _starts(self, batch: Batch) -> Context:
         """The states of ``batch`` that imagination starts from."""
         settings = self.config.JointTrainAgent
         rows = Batch(*(field[: settings.ImagineBatchSize] for field in batch))
-        return self.world_model.context(rows, settings.ImagineContext)
+        return self._context(rows, settings.ImagineContext)
 
     def train_actor_critic(self, trajectory: Trajectory) -> Metrics:
         """``AgentUpdate`` updates on imagined rollouts; returns the metrics of the last one."""
@@ -164,8 +186,12 @@ class Agent:
 
         if not self.uses_cuda_graph:
             return lambda **due: self.update(*sample(), **due)
+        check = None
+        if self.config.BasicSettings.GraphCheck:
+            modules = [self.world_model, self.actor_critic]
+            check = partial(difference, modules, list(self.optimizers.values()))
         places = {buffer.place.type for buffer in (replay, demonstration) if buffer is not None}
-        captured = CapturedUpdate(self.update, sample, on_device=places == {"cuda"})
+        captured = CapturedUpdate(self.update, sample, on_device=places == {"cuda"}, check=check)
         self._captured.append(captured)
         return captured
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
-from pwm_core.runs.checkpoint import Point
-from pwm_core.runs.files import to_arrays, to_tensors
+from pwm_core.runs.checkpoint import NewTransitions, Point
+from pwm_core.runs.files import copied, to_arrays, to_tensors
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import MeanMetrics, Tracker
+from pwm_core.runs.writer import Writer
 from pwm_core.runtime import random_state, set_random_state
 from pwm_core.training.acting import ActingState
 from pwm_core.training.agent import Agent
@@ -76,41 +78,62 @@ class Checkpointer:
         progress: the state to write and to restore.
         folder: the run's folder.
         keep: keep the weights of this many checkpoints; None keeps all.
+        writer: writes the files.
     """
 
-    def __init__(self, progress: Progress, folder: RunFolder, keep: int | None = None) -> None:
-        self.progress, self.folder, self.keep = progress, folder, keep
+    def __init__(
+        self, progress: Progress, folder: RunFolder, keep: int | None, writer: Writer
+    ) -> None:
+        self.progress, self.folder, self.keep, self.writer = progress, folder, keep, writer
+        self._written = True
 
-    def save(self, log_rest: Callable[[], None] | None = None) -> bool:
-        """Write a checkpoint of this step.
+    def save(self, log_rest: Callable[[], None] | None = None, *, wait: bool = True) -> bool | None:
+        """Write a checkpoint of this step, after those before it.
 
         Args:
+            wait: return when it is written. Otherwise training may go on, and the writer works on
+                a copy.
             log_rest: logs what the end of the run leaves to log. The checkpoint does not know of
                 it, so that the metrics of an extended run are those of one that never ended.
 
         Returns:
-            whether it was written. If the disk does not allow it, a warning is printed and earlier
-            checkpoints stay untouched.
+            whether it was written, or None without ``wait``. If the disk does not allow it, a
+            warning is printed and earlier checkpoints stay untouched.
         """
         progress = self.progress
+        self.writer.wait()
         progress.tracker.flush()
         state = progress.agent.state_dict()
         weights = {name: state.pop(name) for name in ("world_model", "actor_critic")}
         content = to_tensors(self._content() | state)
+        transitions = self.folder.points.read(progress.replay)
+        if self.writer.background:
+            weights, content = copied(weights), copied(content)
         if log_rest:
             log_rest()
             progress.tracker.flush()
+        self.writer.submit(partial(self._write, progress.step, weights, content, transitions))
+        if not wait:
+            return None
+        self.writer.wait()
+        return self._written
+
+    def _write(
+        self, step: int, weights: dict[str, Any], content: Any, transitions: NewTransitions
+    ) -> None:
+        """Write the files of a checkpoint; a job of the writer."""
+        self._written = False
         try:
-            files = self.folder.save(progress.step, weights)
-            self.folder.points.save(progress.step, files, content, progress.replay)
+            files = self.folder.save(step, weights)
+            self.folder.points.save(step, files, content, transitions)
             self.folder.prune(self.keep)
         except OSError as error:
             print(
-                f"\nwarning: the checkpoint of step {progress.step} could not be written "
+                f"\nwarning: the checkpoint of step {step} could not be written "
                 f"({error.strerror}); earlier ones are untouched and training continues"
             )
-            return False
-        return True
+            return
+        self._written = True
 
     def finish(self, log_rest: Callable[[], None]) -> None:
         """Write the last checkpoint of a finished run.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,39 @@ EAGER_CALLS = 3
 """Number of eager calls before the capture. They create every buffer and library handle."""
 
 Output = TypeVar("Output")
+Step = Callable[[], Metrics]
+
+
+class CaptureError(Exception):
+    """A function could not be captured; its text is the reason in one line."""
+
+
+class CudaCapture:
+    """Captures functions on a stream of their own; the default of :class:`CudaGraph`."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+
+    def run(self, function: Callable[[], Output]) -> Output:
+        """Call ``function`` eagerly, on the stream that a later capture uses."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            output = function()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return output
+
+    def capture(self, function: Callable[[], Output]) -> Callable[[], Output]:
+        """A function that replays ``function``'s CUDA work and returns its output."""
+        gc.collect()  # freeing an old graph during the capture would be an error
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            output = function()
+
+        def replay() -> Output:
+            graph.replay()
+            return output
+
+        return replay
 
 
 class CudaGraph(Generic[Output]):
@@ -30,41 +63,50 @@ class CudaGraph(Generic[Output]):
     in the same memory: inputs are copied into the same tensors before each call, and state is
     updated in place. Each call overwrites the result of the previous one. Random numbers differ in
     every replay, because torch advances its generator with the graph.
+
+    Args:
+        function: the function.
+        capture: how it is captured. Tests on a CPU bring something else than CUDA's way.
     """
 
-    def __init__(self, function: Callable[[], Output]) -> None:
-        self._function = function
-        self._stream = torch.cuda.Stream()
-        self._graph: torch.cuda.CUDAGraph | None = None
+    def __init__(
+        self, function: Callable[[], Output], capture: Callable[[], Any] = CudaCapture
+    ) -> None:
+        self._function, self._capture = function, capture()
+        self._replay: Callable[[], Output] | None = None
         self._calls = 0
-        self._output: Output
 
     def __call__(self) -> Output:
-        """Run the function eagerly, capture it, or replay it."""
+        """Run the function eagerly, capture it, or replay it.
+
+        Raises:
+            CaptureError: it cannot be captured; nothing of this call has run.
+        """
         self._calls += 1
         if self._calls <= EAGER_CALLS:
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                output = self._function()
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return output
-        if self._graph is None:
-            gc.collect()  # freeing an old graph during the capture would be an error
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=self._stream):
-                self._output = self._function()
-        self._graph.replay()
-        return self._output
+            return self._capture.run(self._function)
+        if self._replay is None:
+            try:
+                self._replay = self._capture.capture(self._function)
+            except RuntimeError as error:  # CUDA's errors and torch.OutOfMemoryError
+                raise CaptureError(str(error).splitlines()[0]) from None
+        return self._replay()
 
 
 class CapturedUpdate:
     """Sampling and ``Agent.update`` as CUDA graphs, one for each combination of flags.
+
+    Where capturing fails, and where the check finds a difference, one line says so, and all updates
+    run eagerly.
 
     Args:
         update: ``Agent.update``.
         sample: draws the batches of an update.
         on_device: whether ``sample`` runs on the device and so becomes part of the graph. If not,
             the batches are copied into the tensors that the graph reads.
+        check: compares an eager and a captured step before the first update of both parts, as
+            :func:`pwm_core.training.graph_check.difference` does; returns what differs, or None.
+        capture: see :class:`CudaGraph`.
     """
 
     def __init__(
@@ -73,25 +115,48 @@ class CapturedUpdate:
         sample: Callable[[], tuple[Batch, ...]],
         *,
         on_device: bool,
+        check: Callable[[Step, Step], str | None] | None = None,
+        capture: Callable[[], Any] = CudaCapture,
     ) -> None:
         self._update, self._sample, self._on_device = update, sample, on_device
+        self._check, self._capture = check, capture
         self._graphs: dict[tuple[bool, bool], CudaGraph[Metrics]] = {}
         self._batches: tuple[Batch, ...] = ()
+        self.eager = False
 
     def __call__(self, *, world_model: bool, actor_critic: bool) -> Metrics:
         """Sample batches and update on them; metrics are scalars on the device."""
+        due = (world_model, actor_critic)
+        try:
+            if self._check and all(due) and not self.eager:
+                check, self._check = self._check, None
+                found = check(lambda: self._eagerly(due), lambda: self._captured(due))
+                if found:
+                    raise CaptureError(f"it differs from the eager one: {found}")
+            if not self.eager:
+                return self._captured(due)
+        except CaptureError as error:
+            self.eager = True
+            self.reset()
+            print(f"note: updates run eagerly, because the CUDA graph cannot be used: {error}")
+        return self._eagerly(due)
+
+    def _eagerly(self, due: tuple[bool, bool]) -> Metrics:
+        return self._update(*self._sample(), world_model=due[0], actor_critic=due[1])
+
+    def _captured(self, due: tuple[bool, bool]) -> Metrics:
         if not self._on_device:
             self._copy_in(self._sample())
-        key = (world_model, actor_critic)
-        if key not in self._graphs:
-            self._graphs[key] = CudaGraph(
+        if due not in self._graphs:
+            self._graphs[due] = CudaGraph(
                 lambda: self._update(
                     *(self._batches or self._sample()),
-                    world_model=world_model,
-                    actor_critic=actor_critic,
-                )
+                    world_model=due[0],
+                    actor_critic=due[1],
+                ),
+                self._capture,
             )
-        return self._graphs[key]()
+        return self._graphs[due]()
 
     def reset(self) -> None:
         """Forget the graphs, which read tensors that are there no longer; new ones are captured."""
@@ -124,7 +189,8 @@ class CapturedActing:
     ) -> None:
         self._host = [torch.as_tensor(x).clone().pin_memory() for x in (obs, is_first)]
         self._inputs = [x.to(device) for x in self._host]
-        self._graph = CudaGraph(lambda: act(*self._inputs))
+        self._act = lambda: act(*self._inputs)
+        self._graph: Callable[[], Tensor] = CudaGraph(self._act)
         self._action: Tensor | None = None
 
     def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
@@ -132,7 +198,12 @@ class CapturedActing:
         for host, device, value in zip(self._host, self._inputs, (obs, is_first), strict=True):
             host.copy_(torch.as_tensor(value))
             device.copy_(host, non_blocking=True)
-        action = self._graph()
+        try:
+            action = self._graph()
+        except CaptureError as error:
+            print(f"note: acting runs eagerly, because the CUDA graph cannot be used: {error}")
+            self._graph = self._act
+            action = self._act()
         if self._action is None:
             self._action = torch.empty_like(action, device="cpu", pin_memory=True)
         self._action.copy_(action, non_blocking=True)

@@ -10,6 +10,25 @@ import torch
 from torch import Tensor, nn
 
 
+def one_tensor_per_dtype(module: nn.Module) -> list[Tensor]:
+    """Lay all buffers of ``module`` that a checkpoint holds one behind the other in memory.
+
+    The buffers become views of the returned tensors, one for each dtype, so that a single kernel
+    can save or restore them all.
+    """
+    names = module.state_dict().keys()
+    buffers = [buffer for name, buffer in module.named_buffers() if name in names]
+    flats = []
+    for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
+        group = [buffer for buffer in buffers if buffer.dtype == dtype]
+        flat = torch.cat([buffer.detach().flatten() for buffer in group])
+        parts = flat.split([buffer.numel() for buffer in group])
+        for buffer, part in zip(group, parts, strict=True):
+            buffer.data = part.view(buffer.shape)
+        flats.append(flat)
+    return flats
+
+
 class Optimizer:
     """AdamW with gradient clipping for one module. An update that is not finite is skipped.
 
@@ -43,8 +62,8 @@ class Optimizer:
             fused=True,
             capturable=self._capturable,
         )
-        self._buffers = list(module.buffers())
-        self._before = [buffer.clone() for buffer in self._buffers]
+        self._state = one_tensor_per_dtype(module)
+        self._before = [flat.clone() for flat in self._state]
         device = self._parameters[0].device
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.in_a_row = torch.zeros_like(self.skipped)
@@ -67,8 +86,8 @@ class Optimizer:
     @torch.no_grad()
     def keep_buffers(self) -> None:
         """Save the module's buffers, for the case that the update is not finite."""
-        for before, buffer in zip(self._before, self._buffers, strict=True):
-            before.copy_(buffer)
+        for before, now in zip(self._before, self._state, strict=True):
+            before.copy_(now)
 
     def _apply(self, loss: Tensor) -> Tensor:
         """Backward pass, clipping and step; returns the norm before clipping, a float32 scalar."""
@@ -93,8 +112,8 @@ class Optimizer:
     @torch.no_grad()
     def _restore_buffers_where(self, bad: Tensor) -> None:
         """Restore the saved buffers if ``bad`` (a bool scalar on the device) is set, and count."""
-        for before, buffer in zip(self._before, self._buffers, strict=True):
-            buffer.copy_(torch.where(bad, before, buffer))
+        for before, now in zip(self._before, self._state, strict=True):
+            torch.where(bad, before, now, out=now)
         self.skipped += bad
         self.in_a_row.add_(1).mul_(bad)
         torch.maximum(self.longest, self.in_a_row, out=self.longest)

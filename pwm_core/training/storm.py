@@ -7,6 +7,8 @@ config (``config_files/STORM.yaml``), and its sequence model is ``attention`` (Z
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,10 @@ class StormAgent(Agent):
     the prior. It thus acts on the current frame as the world model predicts it, before it is seen.
     """
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._context = self._compiled(self.world_model.predicted_context)
+
     def draw(
         self, replay: ReplayBuffer, demonstration: ReplayBuffer | None = None
     ) -> tuple[Batch, ...]:
@@ -37,8 +43,8 @@ class StormAgent(Agent):
             contexts = concatenate(contexts, demonstration.sample_contexts(count, length))
         return batch, contexts
 
-    def _context(self, batch: Batch) -> Context:
-        return self.world_model.predicted_context(batch)
+    def _starts(self, batch: Batch) -> Context:
+        return self._context(batch)
 
     def _choose(self, deter: Tensor, latent: Tensor, is_first: Tensor, greedy: bool) -> Tensor:
         """See :meth:`Agent._choose`. Where an episode begins there is nothing to predict from, and

@@ -49,7 +49,7 @@ class Trainer:
         self.settings, self.task = config.JointTrainAgent, task
         self.env, self.agent, self.replay, self.tracker = env, agent, replay, tracker
         self.progress = Progress.fresh(env, agent, replay, tracker, rng)
-        self.checkpointer = Checkpointer(self.progress, folder, keep)
+        self.checkpointer = Checkpointer(self.progress, folder, keep, tracker.writer)
         self.points = folder.points
         self.training_step = agent.training_step(replay, demonstration)
         self.signals = Signals()
@@ -198,7 +198,7 @@ class Trainer:
         due = asked or stop or self._crossed(self.settings.SaveEverySteps)
         if not due or self.progress.step >= self.settings.SampleMaxSteps:  # run() writes the last
             return
-        saved = self.checkpointer.save()
+        saved = self.checkpointer.save(wait=stop is not None)
         if stop:
             what = "a checkpoint was written; -resume continues from there"
             if not saved:

@@ -61,7 +61,7 @@ def test_two_hot_clips_to_its_ends(sign: int, end: int, factor: float) -> None:
 
 
 def test_two_hot_loss_is_the_cross_entropy_with_the_encoding() -> None:
-    value = torch.cat([VALUES, torch.tensor([LARGEST, -LARGEST]), symexp(TWO_HOT.bins("cpu"))])
+    value = torch.cat([VALUES, torch.tensor([LARGEST, -LARGEST]), symexp(TWO_HOT.bins)])
     logits = (5 * torch.randn(len(value), BINS)).requires_grad_()
     explicit = -(two_hot_weights(TWO_HOT, value) * logits.log_softmax(-1)).sum(-1)
     loss = TWO_HOT.loss(logits, value)

@@ -11,7 +11,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor
 
-from pwm_core.models.imagination import imagine
+from pwm_core.models.imagination import evaluate, imagine, imagined_step
 from pwm_core.models.types import Metrics
 from pwm_core.training import replay_buffer
 from pwm_core.training.agent import Agent
@@ -111,6 +111,35 @@ def test_a_step_never_asks_the_device(discrete: bool, monkeypatch: pytest.Monkey
     assert all(value.device == meta for value in metrics.values())
     with pytest.raises(RuntimeError, match="meta"):
         float(loss.detach())  # the check itself: reading does raise
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_imagination_is_compiled_once_and_in_one_piece(discrete: bool) -> None:
+    """However many steps it has. torch traces it, and the graphs run as they are."""
+    config = load_small(*SIZES)
+    agent = make_agent(config, discrete=discrete)
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    def compiled(function: Callable[..., object]) -> Callable[..., object]:
+        return torch.compile(function, backend=keep, dynamic=False, fullgraph=True)
+
+    torch._dynamo.reset()
+    batch = make_replay(agent.device, discrete=discrete).sample(ROWS, LENGTH)
+    world_model = agent.world_model.eval()
+    context = compiled(world_model.context)(batch, LENGTH)
+    assert len(graphs) == 1
+    step = compiled(imagined_step)
+    for horizon in (2, 5):
+        graphs.clear()
+        options = {"step": step, "evaluate": compiled(evaluate)}
+        found = imagine(world_model, agent.actor_critic, context, horizon, 0.99, **options)
+        assert found.reward.shape == (len(context.begins), horizon)
+        assert len(graphs) == 2  # a step, and what is evaluated after all of them
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow  # compiling takes a minute or two

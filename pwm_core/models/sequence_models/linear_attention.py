@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pwm_core.config import Models
 from pwm_core.models.networks import NORM_EPS, GatedUnit, LatentNet
-from pwm_core.models.scan import States, linear_attention
+from pwm_core.models.scan import States, fuses, linear_attention
 from pwm_core.models.sequence_models.base import SequenceModel
 
 
@@ -66,9 +66,17 @@ class ImaginedMemory:
         starts: the steps of each sequence after which imagination starts, N in all.
         zero: (N,) bool, the starts whose state is zeros.
         horizon: largest number of imagined steps.
+        clock: the memory of another block that always takes its step first; it counts for both.
     """
 
-    def __init__(self, states: States, starts: slice, zero: Tensor, horizon: int) -> None:
+    def __init__(
+        self,
+        states: States,
+        starts: slice,
+        zero: Tensor,
+        horizon: int,
+        clock: ImaginedMemory | None = None,
+    ) -> None:
         batch, _chunks, chunk, width = states.decay.shape
         first, stop, _ = starts.indices(states.length)
         # Keep only the chunks that hold a start.
@@ -88,9 +96,16 @@ class ImaginedMemory:
         self._keys = states.start.new_zeros(count, horizon, width)  # k_j G_t / G_j
         self._values = states.start.new_zeros(count, horizon, values)
         self._length = 0
+        self._chunks: list[Tensor | None] | None = None
+        # The current step as a tensor too: a compiled step must not depend on an int.
+        self._clock = clock
+        self._position = torch.full((), -1, device=zero.device)
+        self._positions = torch.arange(horizon, device=zero.device)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
         """See :meth:`RecurrentMemory.step`; it can be called ``horizon`` times."""
+        if torch.compiler.is_compiling() or q.device.type != "cpu":
+            return self._padded_step(q, k, v, log_decay.exp())
         decay = log_decay.exp()
         self._decay.mul_(decay)
         self._keys[:, : self._length].mul_(decay.unsqueeze(1))
@@ -100,6 +115,45 @@ class ImaginedMemory:
         keys, values = self._keys[:, : self._length], self._values[:, : self._length]
         scores = torch.bmm(q.unsqueeze(1), keys.transpose(1, 2))  # (N, 1, steps imagined so far)
         return torch.baddbmm(self._read(q * self._decay).unsqueeze(1), scores, values).squeeze(1)
+
+    def _padded_step(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
+        """:meth:`step` with the same shapes at every step: unused slots hold keys of zeros."""
+        self._decay.mul_(decay)
+        self._keys.mul_(decay.unsqueeze(1))
+        slot = self._next().unsqueeze(0)
+        self._keys.index_copy_(1, slot, k.unsqueeze(1))
+        self._values.index_copy_(1, slot, v.unsqueeze(1))
+        scores = torch.bmm(q.unsqueeze(1), self._keys.transpose(1, 2))  # (N, 1, H)
+        read = self._read(q * self._decay).unsqueeze(1)
+        return torch.baddbmm(read, scores, self._values).squeeze(1)
+
+    def fused_step(self, projected: Tensor, gate: Tensor) -> Tensor:
+        """:meth:`step` as one kernel, from the raw projections.
+
+        Args:
+            projected: (N, 2E + 2V) the raw q, k, v and r.
+            gate: (N, E) the raw decay.
+
+        Returns:
+            (N, V).
+        """
+        from pwm_core.models.imagined_triton import imagined_step
+
+        if self._chunks is None:  # the kernel reads contiguous tensors
+            states = self._states
+            fields = (states.start, states.decay, states.keys, states.values)
+            self._chunks = [None if x is None else x.contiguous() for x in fields]
+        state = (self._decay, self._keys, self._values, self._next())
+        return imagined_step(projected, gate, *state, *self._chunks, self._steps.start)
+
+    def _next(self) -> Tensor:
+        """The number of steps taken before this one, an int64 scalar."""
+        if torch.compiler.is_compiling():
+            if self._clock is not None:
+                return self._clock._position
+            return self._position.add_(1)
+        self._length += 1
+        return self._positions[self._length - 1]
 
     def _read(self, query: Tensor) -> Tensor:
         """The product of ``query`` (N, E) and the replayed states: (N, V)."""
@@ -151,7 +205,7 @@ class LinearAttentionBlock(nn.Module):
         config = models.WorldModel
         width, inner = models.Hidden, models.Hidden // config.HeadDivisor
         self.width, self.inner = width, inner
-        self.dropout = config.Dropout
+        self.dropout, self.kernels = config.Dropout, config.Kernels
         self.attend = functools.partial(
             linear_attention, backend=config.Scan, chunk=config.ScanChunk
         )
@@ -239,6 +293,9 @@ class LinearAttentionBlock(nn.Module):
         Returns:
             (N, D).
         """
+        if isinstance(memory, ImaginedMemory) and fuses(self.kernels, u.device):
+            mixed = self._mix(u, previous)
+            return self._finish(u, memory.fused_step(self.projections(u), self.decay(mixed)))
         q, k, v, log_decay = self._project(u, previous, None)
         with torch.autocast(u.device.type, enabled=False):
             attended = memory.step(q, k, v, log_decay)
@@ -313,12 +370,14 @@ class History(NamedTuple):
     def start(self, steps: slice, zero: Tensor, horizon: int) -> ImaginationState:
         """The state after ``steps`` of every sequence; see :class:`SequenceHistory`."""
         mask = zero.unsqueeze(-1)
+        first, *others = (block.memory for block in self.blocks)
+        clock = ImaginedMemory(first, steps, zero, horizon)
         return ImaginationState(
             [
                 block.previous[:, steps].flatten(0, 1).masked_fill(mask, 0.0)
                 for block in self.blocks
             ],
-            [ImaginedMemory(block.memory, steps, zero, horizon) for block in self.blocks],
+            [clock, *(ImaginedMemory(states, steps, zero, horizon, clock) for states in others)],
         )
 
 

@@ -1,0 +1,208 @@
+"""How many runs pay side by side on one device, measured before a sweep begins.
+
+One run leaves a large GPU idle most of the time: it waits for its environment, and its kernels are
+small. Several runs share the device, until the sum of their steps per second no longer grows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from pwm_core.config import Config
+from pwm_core.errors import UserError
+from pwm_core.paths import LOGDIR_VARIABLE
+from sweep.children import Slot, Work, command
+from sweep.places import Places
+from sweep.run import Run
+
+COUNTS = (1, 2, 4, 6)
+"""Numbers of runs that are tried."""
+GAIN = 1.1
+"""More runs pay if the sum of their steps per second grows at least by this factor."""
+LOG_EVERY = 10
+SKIPPED, STEPS = 50, 200
+"""Steps of each run before the measurement (compilation, capture, caches), and in it."""
+PATIENCE = 1800.0
+"""Seconds after which a measurement is given up."""
+MPS = "nvidia-cuda-mps-control"
+
+Course = list[tuple[int, float]]
+"""Steps of a run, and the time in seconds at which each was there."""
+
+
+def choose(total: Callable[[int], float], most: int, say: Callable[[str], None] = print) -> int:
+    """Try growing numbers of runs until another does not pay.
+
+    Args:
+        total: (number of runs) -> the sum of their steps per second.
+        most: largest number to try.
+        say: prints a line.
+    """
+    best, reached = 1, 0.0
+    for count in [count for count in COUNTS if count <= most] or [1]:
+        found = total(count)
+        say(f"{count} side by side: {found:.1f} steps/s together")
+        if found < GAIN * reached:
+            break
+        best, reached = count, found
+    return best
+
+
+def together(courses: list[Course]) -> float:
+    """The sum of the steps per second while all runs were at work.
+
+    Raises:
+        UserError: there was no such time.
+    """
+    begin = max(course[0][1] for course in courses)
+    end = min(course[-1][1] for course in courses)
+    if end <= begin:
+        raise UserError("the runs were not at work at the same time: too few steps to measure")
+    return sum(_reached(course, end) - _reached(course, begin) for course in courses) / (
+        end - begin
+    )
+
+
+def _reached(course: Course, moment: float) -> float:
+    """The steps of a run at a time within it, interpolated."""
+    for (step, before), (later, after) in pairwise(course):
+        if before <= moment <= after:
+            return step + (later - step) * (moment - before) / max(after - before, 1e-9)
+    return float(course[-1][0])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is measured: short trainings of one of the sweep's runs.
+
+    Attributes:
+        run, config: the run and its resolved config.
+        work: of the sweep.
+        slot: of each training.
+    """
+
+    run: Run
+    config: Config
+    work: Work
+    slot: Slot
+
+    def total(self, count: int) -> float:
+        """The steps per second of ``count`` trainings side by side.
+
+        Raises:
+            UserError: one of them failed; the message holds the end of its output.
+        """
+        with tempfile.TemporaryDirectory(prefix="pamorl-") as folder:
+            processes = [self._start(index, Path(folder)) for index in range(count)]
+            try:
+                return together(self._watch(processes, Path(folder)))
+            finally:
+                for process in processes:
+                    process.kill()
+                for process in processes:
+                    process.wait()
+
+    def _overrides(self) -> tuple[str, ...]:
+        settings = self.config.JointTrainAgent
+        warm = (settings.BatchLength + 1) * settings.NumEnvs
+        length = warm + self.first * settings.NumEnvs + 100 * STEPS * settings.NumEnvs
+        changes = {"SampleMaxSteps": length, "BufferWarmUp": warm, "LogEverySteps": LOG_EVERY}
+        changes |= {"SaveEverySteps": 10 * length, "VideoLogStep": 10 * length}
+        return tuple(f"JointTrainAgent.{key}={value}" for key, value in changes.items())
+
+    @property
+    def first(self) -> int:
+        """Steps of each environment before the measurement."""
+        return self.config.JointTrainAgent.BatchLength + 1 + SKIPPED
+
+    def _start(self, index: int, folder: Path) -> subprocess.Popen[bytes]:
+        overrides = (*self.run.overrides, *self._overrides())
+        run = replace(self.run, name=f"measure-{index}", overrides=overrides)
+        work = replace(self.work, logger="none")
+        threads = {"OMP_NUM_THREADS": str(self.slot.threads)} if self.slot.threads else {}
+        environ = {**os.environ, **threads, **self.slot.environ, LOGDIR_VARIABLE: str(folder)}
+        with open(folder / f"{index}.log", "wb") as log:
+            return subprocess.Popen(
+                command(run, work, "train"),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=environ, cwd=self.work.root,
+            )  # fmt: skip
+
+    def _watch(self, processes: list[subprocess.Popen[bytes]], folder: Path) -> list[Course]:
+        """The courses of all runs, each until all have taken the steps of the measurement."""
+        envs = self.config.JointTrainAgent.NumEnvs
+        first, last = self.first * envs, (self.first + STEPS) * envs
+        courses: list[Course] = [[] for _ in processes]
+        limit = time.monotonic() + PATIENCE
+        while any(not course or course[-1][0] < last for course in courses):
+            time.sleep(0.02)
+            for index, (process, course) in enumerate(zip(processes, courses, strict=True)):
+                if process.poll() is not None or time.monotonic() > limit:
+                    text = (folder / f"{index}.log").read_text(errors="replace").strip()
+                    raise UserError(f"a trial run ended early: {text.splitlines()[-1:]}")
+                step = _last_step(folder / "ckpt" / f"measure-{index}" / "metrics.jsonl")
+                if step >= first and (not course or step > course[-1][0]):
+                    course.append((step, time.monotonic()))
+        return courses
+
+
+def _last_step(metrics: Path) -> int:
+    """The step of the last whole line of training metrics, 0 where there is none."""
+    try:
+        lines = metrics.read_bytes().split(b"\n")[:-1]
+    except OSError:
+        return 0
+    trained = (json.loads(line) for line in reversed(lines))
+    return next((int(record["step"]) for record in trained if "frames" in record), 0)
+
+
+def shared_caches(places: Places) -> dict[str, str]:
+    """Environment variables with which all runs share what torch and Triton have compiled."""
+    folder = places.records.parent / "compiled"
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+    }
+
+
+@contextlib.contextmanager
+def multi_process_service(
+    folder: Path, say: Callable[[str], None] = print
+) -> Iterator[dict[str, str]]:
+    """NVIDIA's multi-process service, with which kernels of several processes run at once.
+
+    Args:
+        folder: for its pipe and its logs.
+        say: prints a line.
+
+    Yields:
+        the environment variables of its clients; none where the driver does not have it, or where
+        one is running already.
+    """
+    if shutil.which(MPS) is None or "CUDA_MPS_PIPE_DIRECTORY" in os.environ:
+        yield {}
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
+    environ = {**os.environ, **own}
+    try:
+        subprocess.run([MPS, "-d"], env=environ, check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:
+        say(f"note: the multi-process service does not start ({error}); runs take turns")
+        yield {}
+        return
+    try:
+        yield own
+    finally:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run([MPS], input=b"quit\n", env=environ, capture_output=True, timeout=30)
