@@ -230,9 +230,11 @@ class WorldModelConfig(_Section):
     Prior: Literal["gated", "linear"]
     """Layers of the prior. ``gated``: a gated unit, a linear layer and BatchNorm. ``linear``: one
     linear layer (STORM)."""
+    PosteriorBias: bool
+    """Give the posterior's linear layer a bias (STORM). It has an effect only without BatchNorm."""
     PosteriorNorm: Annotated[bool | Literal["layer"], BeforeValidator(_bool_or_layer)]
     """Normalisation of the posterior's logits. ``true``: BatchNorm (the "BatchNorm trick").
-    ``layer``: LayerNorm. ``false``: none; the linear layer then has a bias."""
+    ``layer``: LayerNorm. ``false``: none."""
     CodecNorm: Literal["auto", "batch", "layer", "none"]
     """Normalisation in encoder and decoder. ``auto``: the paper's, BatchNorm for images and
     LayerNorm for vectors. ``batch``, ``layer``: that one for both; of an image, LayerNorm

@@ -74,7 +74,7 @@ class WorldModel(nn.Module):
         latent_width = models.Stoch * models.Discrete
         self.encoder, self.decoder = codec.encoder, codec.decoder
         self.posterior = nn.Sequential(
-            nn.Linear(codec.features, latent_width, bias=not config.PosteriorNorm)
+            nn.Linear(codec.features, latent_width, bias=config.PosteriorBias)
         )
         if config.PosteriorNorm:
             norm = "layer" if config.PosteriorNorm == "layer" else "batch"
