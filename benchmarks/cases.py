@@ -17,6 +17,9 @@ CASES = {
     "dmc-proprio": "config_files/dmc.yaml",
     "dmc-visual": "config_files/dmc.yaml",
 }
+"""PaMoRL's full configs."""
+OTHERS = {"storm": "config_files/atari.yaml,config_files/STORM.yaml"}
+"""Full configs of other methods."""
 ACTIONS = 6
 OBSERVATIONS = 24
 STORED = 4096
@@ -27,7 +30,7 @@ def case_parts(case: str, config: Config) -> tuple[Codec, Policy, TransitionSpec
     """Codec, policy and transition of a case with 6 actions and, if any, vectors of 24 numbers."""
     shape = config.BasicSettings.ObsShape
     pixels = Field(shape, torch.uint8)
-    if case == "atari":
+    if case in ("atari", "storm"):
         spec = TransitionSpec(pixels, Field((), torch.int64))
         return ImageCodec(config.Models, shape), CategoricalPolicy(ACTIONS), spec
     settings = config.Models.Agent

@@ -3,11 +3,14 @@
     python -m benchmarks.train_step                     # Atari, float32, the machine's best device
     python -m benchmarks.train_step --case all --precision both --baseline --save cpu
     python -m benchmarks.train_step --scan all          # every scan backend that runs here
+    python -m benchmarks.train_step --against storm     # PaMoRL's step and STORM's in turns
 
 ``odd_even_full`` is the odd-even scan with decays that are expanded to the size of the states, as
 for a generic scan library. ``--baseline`` also times the step with that scan, eager and in float32.
 It alternates with the row's own step, so that other work on a shared machine slows both down alike.
-``of baseline`` is the median of the ratios of their times. With a graph, every part is timed as a
+``of baseline`` is the median of the ratios of their times. ``--against CASE`` times the whole step
+of another case in the same way, in the row's own precision; ``of storm`` is then the ratio of this
+row's step to STORM's. With a graph, every part is timed as a
 graph of its own. ``floor`` is the time that the step's
 matrix products and convolutions (``TFLOP``) would take at the speed of one large product, measured
 next to it. ``computing`` is the fraction of the time during which the cores are busy, or during
@@ -31,7 +34,7 @@ from typing import Any
 import torch
 
 from benchmarks import measure
-from benchmarks.cases import ACTIONS, CASES, STORED, case_parts
+from benchmarks.cases import ACTIONS, CASES, OTHERS, STORED, case_parts
 from benchmarks.scan import full_operands
 from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic
@@ -40,6 +43,7 @@ from pwm_core.models.world_model import WorldModel
 from pwm_core.runtime import find_device, use_precision
 from pwm_core.training.agent import Agent
 from pwm_core.training.cuda_graph import EAGER_CALLS, CudaCapture, CudaGraph
+from pwm_core.training.methods import make_agent
 from pwm_core.training.replay_buffer import ReplayBuffer, TransitionSpec
 
 PRECISIONS = ("fp32", "bf16")
@@ -65,12 +69,12 @@ def full_size(
     case: str, overrides: list[str], device: torch.device, *, stored: int = STORED
 ) -> tuple[Agent, ReplayBuffer]:
     """The agent of a case's full config, and a replay with ``stored`` steps of noise."""
-    config = load_config(CASES[case], overrides=overrides)
+    config = load_config((CASES | OTHERS)[case], overrides=overrides)
     use_precision(config.BasicSettings, device)
     torch.manual_seed(0)
     codec, policy, spec = case_parts(case, config)
     world_model = WorldModel(config.Models, codec, policy)
-    agent = Agent(config, world_model, ActorCritic(config.Models, policy), device)
+    agent = make_agent(config, world_model, ActorCritic(config.Models, policy), device)
     return agent, _filled_replay(spec, stored, device)
 
 
@@ -86,6 +90,15 @@ def _baseline(case: str, device: torch.device) -> Callable[[], Any]:
     agent, replay = full_size(case, _overrides("fp32", FULL, "off"), device)
     _use_scan(agent, FULL)
     step = agent.training_step(replay)
+    return lambda: step(world_model=True, actor_critic=True)
+
+
+def _whole_step(case: str, overrides: list[str], device: torch.device) -> Callable[[], Any]:
+    """The whole step of another case, ready to be timed."""
+    agent, replay = full_size(case, overrides, device)
+    step = agent.training_step(replay)
+    for _ in range(EAGER_CALLS + 1 if agent.uses_cuda_graph else 1):
+        step(world_model=True, actor_critic=True)
     return lambda: step(world_model=True, actor_critic=True)
 
 
@@ -139,12 +152,12 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
     agent, replay = full_size(case, _overrides(precision, scan, arguments.compile), target)
     _use_scan(agent, scan)
     settings = agent.config.JointTrainAgent
-    batch = replay.sample(settings.BatchSize, settings.BatchLength)
-    trajectory = agent.imagine(batch)
+    batches = agent.draw(replay)
+    trajectory = agent.imagine(*batches)
     parts = {
-        "replay": lambda: replay.sample(settings.BatchSize, settings.BatchLength),
-        "world model": lambda: agent.train_world_model(batch),
-        "imagination": lambda: agent.imagine(batch),
+        "replay": lambda: agent.draw(replay),
+        "world model": lambda: agent.train_world_model(batches[0]),
+        "imagination": lambda: agent.imagine(*batches),
         "actor-critic": lambda: agent.train_actor_critic(trajectory),
     }
     row: dict[str, Any] = {
@@ -160,13 +173,20 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
         for call in timed.values():
             call()
     row["peak (GB)"] = measure.peak_gigabytes(target)
+    others = {}
     if arguments.baseline:
-        timed["baseline"] = _baseline(case, target)
+        others["baseline"] = _baseline(case, target)
+    if arguments.against:
+        overrides = _overrides(precision, scan, arguments.compile)
+        others[arguments.against] = _whole_step(arguments.against, overrides, target)
+    timed |= others
     times = measure.turn_by_turn(list(timed.values()), target, arguments.repeats)
     for name, taken in zip(timed, times, strict=True):
         row[f"{name} (s)"] = statistics.median(taken)
-    if arguments.baseline:
-        row["of baseline"] = statistics.median(a / b for a, b in zip(*times[-2:], strict=True))
+    taken = dict(zip(timed, times, strict=True))
+    for name in others:
+        pairs = zip(taken["step"], taken[name], strict=True)
+        row[f"of {name}"] = statistics.median(ours / theirs for ours, theirs in pairs)
     row["steps/s"] = 1 / row["step (s)"]
     row["transitions/s"] = settings.BatchSize * settings.BatchLength / row["step (s)"]
     row["replay share"] = row["replay (s)"] / row["step (s)"]
@@ -181,12 +201,17 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
 def main() -> None:
     """Print the table; with ``--save NAME`` also write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--case", choices=[*CASES, "all"], default="atari")
+    parser.add_argument("--case", choices=[*CASES, *OTHERS, "all"], default="atari")
     parser.add_argument("--precision", choices=[*PRECISIONS, "both"], default="fp32")
     parser.add_argument("--scan", choices=[*BACKENDS, FULL, "all"], default="chunked")
     parser.add_argument("--compile", choices=[*COMPILES, "all"], default="off")
     parser.add_argument(
         "--baseline", action="store_true", help="time the step with odd_even_full too"
+    )
+    parser.add_argument(
+        "--against",
+        choices=CASES | OTHERS,
+        help="time this case's step in turns with each row's own",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=5)
@@ -209,6 +234,7 @@ def main() -> None:
         given = ["--case", case, "--precision", precision, "--scan", scan, "--compile", compiled]
         given += ["--device", arguments.device, "--repeats", str(arguments.repeats)]
         given += ["--baseline"] * arguments.baseline
+        given += ["--against", arguments.against] * bool(arguments.against)
         rows.append(measure.in_own_process("train_step", "--one", *given))
     print(measure.table(rows))
     if arguments.save:

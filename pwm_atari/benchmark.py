@@ -12,6 +12,10 @@ GAMES = (
 )
 
 
+CATCH = "Catch"
+"""A small game of our own (:mod:`pwm_atari.catch`); its short and its full name."""
+
+
 def short_name(task: str) -> str:
     """``ALE/Pong-v5`` -> ``Pong``."""
     return task.removeprefix("ALE/").removesuffix("-v5")
@@ -19,7 +23,7 @@ def short_name(task: str) -> str:
 
 def full_name(task: str) -> str:
     """``Pong`` -> ``ALE/Pong-v5``."""
-    return f"ALE/{short_name(task)}-v5"
+    return CATCH if task == CATCH else f"ALE/{short_name(task)}-v5"
 
 
 BENCHMARK = Benchmark(

@@ -1,4 +1,7 @@
-"""Atari games in ALE's own vector environment, which runs and preprocesses them in C++ threads."""
+"""Atari games in ALE's own vector environment, which runs and preprocesses them in C++ threads.
+
+The task ``Catch`` is a small game of our own, without an emulator (:mod:`pwm_atari.catch`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import gymnasium
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 
+from pwm_atari.benchmark import CATCH
+from pwm_atari.catch import CELLS, PIXELS, Catch
 from pwm_core.config import Config
 from pwm_core.envs import Episodes, Step, VectorEnv
 from pwm_core.errors import UserError, closest
@@ -32,6 +37,8 @@ PROTOCOLS = {
     "pamorl": Protocol(repeat_action_probability=0.25, noop_max=0),
     "standard": Protocol(repeat_action_probability=0.0, noop_max=30),
 }
+CATCH_PROTOCOL = "catch"
+"""The name of the one protocol of Catch, which has no settings."""
 
 WARMUP_ACTION = {"freeway": 1}
 """Games whose warm-up repeats one action (up), as in the published code. With random actions, the
@@ -193,6 +200,9 @@ def check_task(config: Config, task: str) -> None:
         UserError: the game or the protocol is unknown, observations are not pixels, or the frame
             skip is not a number.
     """
+    if task == CATCH:
+        _check_catch(config)
+        return
     game_name(task)
     find_protocol(config.BasicSettings.Protocol)
     if config.BasicSettings.ObsType != "visual":
@@ -201,14 +211,32 @@ def check_task(config: Config, task: str) -> None:
         raise UserError("BasicSettings.FrameSkip must be a number: Atari games have no other")
 
 
+def _check_catch(config: Config) -> None:
+    """Check the settings of which Catch has one value.
+
+    Raises:
+        UserError: names the setting.
+    """
+    side = CELLS * PIXELS
+    needed = {
+        "Protocol": CATCH_PROTOCOL, "ObsType": "visual", "FrameSkip": 1, "ObsShape": (side, side, 3)
+    }  # fmt: skip
+    for key, value in needed.items():
+        found = getattr(config.BasicSettings, key)
+        if found != value:
+            raise UserError(f"BasicSettings.{key} = {found!r} is not valid: Catch needs {value}")
+
+
 def describe_protocol(config: Config) -> dict[str, Any]:
     """The protocol's name and settings, for the score files."""
     name = config.BasicSettings.Protocol
-    return {"name": name, **asdict(find_protocol(name))}
+    return {"name": name} | ({} if name == CATCH_PROTOCOL else asdict(find_protocol(name)))
 
 
-def make_env(config: Config, task: str, num_envs: int, seed: int) -> AtariEnv:
+def make_env(config: Config, task: str, num_envs: int, seed: int) -> VectorEnv:
     """``num_envs`` environments of ``task`` with the settings of ``config``."""
+    if task == CATCH:
+        return Catch(num_envs, seed)
     basic = config.BasicSettings
     return AtariEnv(
         task,

@@ -1,4 +1,4 @@
-"""Flags and exit statuses of the commands ``train.py`` and ``eval.py`` of every domain.
+"""Flags and exit statuses of ``train.py``, ``eval.py`` and ``record.py`` of every domain.
 
 Nothing here imports torch, so a wrong flag or config is reported in a fraction of a second.
 """
@@ -59,15 +59,15 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _keep(text: str) -> int:
+def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
     return int(text)
 
 
-def _folder(text: str) -> Path:
+def _path(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("a folder is needed")
+        raise argparse.ArgumentTypeError("a path is needed")
     return Path(text)
 
 
@@ -104,11 +104,12 @@ def _add_shared_flags(parser: Parser, domain: Domain, *, named: bool = True) -> 
         "-config_path",
         type=_file,
         default=None,
-        help=f"YAML file laid over the domain's full config, {domain.defaults}",
+        metavar="FILE[,FILE...]",
+        help=f"YAML files laid over the domain's full config, {domain.defaults}, in this order",
     )
     parser.add_argument(
         "-logdir",
-        type=_folder,
+        type=_path,
         default=None,
         metavar="DIR",
         help="folder that holds ckpt/ and eval_result/ (default: $PAMORL_LOGDIR, else the project)",
@@ -149,7 +150,14 @@ def train_parser(domain: Domain, *, quick: bool = False, prog: str | None = None
         help="continue the run of that name where it stopped; start it if there is none",
     )
     parser.add_argument(
-        "-keep", type=_keep, default=None, metavar="K", help="keep the newest K weights (all)"
+        "-trajectory_path",
+        type=_path,
+        default=None,
+        metavar="FILE",
+        help="recorded trajectory (.npz), read if JointTrainAgent.UseDemonstration is true",
+    )
+    parser.add_argument(
+        "-keep", type=_count, default=None, metavar="K", help="keep the newest K weights (all)"
     )
     parser.add_argument(
         "-deterministic", action="store_true", help="the same numbers every time on one machine"
@@ -173,6 +181,19 @@ def eval_parser(domain: Domain, *, prog: str | None = None) -> Parser:
         metavar="N",
         help="film the first N episodes of each checkpoint, into the run's folder videos/",
     )
+    return parser
+
+
+def record_parser(domain: Domain, *, prog: str | None = None) -> Parser:
+    """The flags of recording; ``prog`` as in :func:`train_parser`."""
+    description = f"Record steps of a run, or of random play, on {domain.name}."
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    _add_shared_flags(parser, domain, named=False)
+    parser.add_argument("-env_name", default=None, help="for random play, which has no run")
+    parser.add_argument("-o", dest="output", type=_path, required=True, help="file to write, .npz")
+    parser.add_argument("-steps", type=_count, default=10_000, metavar="N", help="(10000)")
+    parser.add_argument("-checkpoint", default="last", help="last (default) or a step")
+    parser.add_argument("-greedy", action="store_true", help="the policy's mode, not samples")
     return parser
 
 
@@ -228,9 +249,9 @@ def read_config(arguments: argparse.Namespace, domain: Domain) -> Config:
 def make_agent(domain: Domain, config: Config, env: VectorEnv, device: str) -> Agent:
     """Make the world model, the actor-critic and the optimisers on ``device``."""
     from pwm_core.runtime import find_device
-    from pwm_core.training.agent import Agent
+    from pwm_core.training import methods
 
-    return Agent(
+    return methods.make_agent(
         config,
         domain.make_world_model(config, env),
         domain.make_actor_critic(config, env),
@@ -272,6 +293,13 @@ def _evaluate(domain: Domain) -> None:
     import_module("pwm_core.eval").run(domain, arguments)
 
 
+def _record(domain: Domain) -> None:
+    arguments = record_parser(domain).parse_args()
+    if arguments.checkpoint == "all":
+        raise UserError("-checkpoint all is not valid: one checkpoint is recorded")
+    import_module("pwm_core.record").run(domain, arguments)
+
+
 def train_command(domain: Domain) -> NoReturn:
     """Run ``train.py`` of a domain and exit as :func:`run_command` does. Flags and config are read
     before torch is imported, because the import takes more than a second."""
@@ -281,3 +309,8 @@ def train_command(domain: Domain) -> NoReturn:
 def eval_command(domain: Domain) -> NoReturn:
     """Run ``eval.py`` of a domain and exit as :func:`run_command` does."""
     run_command(lambda: _evaluate(domain))
+
+
+def record_command(domain: Domain) -> NoReturn:
+    """Run ``record.py`` of a domain and exit as :func:`run_command` does."""
+    run_command(lambda: _record(domain))

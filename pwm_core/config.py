@@ -43,6 +43,12 @@ def _count_or_task(value: Any) -> Any:
     return value if value == "task" else int(value)
 
 
+def _bool_or_layer(value: Any) -> Any:
+    if value != "layer" and not isinstance(value, bool):
+        raise ValueError("it must be true (BatchNorm), layer (LayerNorm) or false (none)")
+    return value
+
+
 def _off(value: Any) -> Any:
     """The string ``off``, which YAML reads as false."""
     return "off" if value is False else value
@@ -118,9 +124,11 @@ class JointTrainAgent(_Section):
     BatchLength: Annotated[int, BeforeValidator(_number), Field(ge=2)]
     """Steps per replayed sequence (T)."""
     ImagineBatchSize: Count
-    """Number of the batch's sequences that imagination starts from."""
+    """Number of the batch's sequences that imagination starts from. With ``Method: storm``, number
+    of contexts that are sampled apart from the batch."""
     ImagineContext: Count
-    """Number of last steps of each of those sequences that imagination starts from."""
+    """Number of last steps of each of those sequences that imagination starts from. With ``Method:
+    storm``, steps of a context, after whose last step imagination starts."""
     ImagineHorizon: Count
     """Imagined steps of a rollout (H)."""
     TrainModelEverySteps: Count
@@ -130,6 +138,13 @@ class JointTrainAgent(_Section):
     AgentUpdate: Count
     """Actor-critic updates on each imagined batch. From the second update on, the policy loss is
     clipped by Models.Agent.ClipRatio."""
+    UseDemonstration: bool
+    """Add sequences of the recorded trajectory ``-trajectory_path`` to every update."""
+    DemonstrationBatchSize: Count
+    """Sequences of the recorded trajectory in a world-model update, in addition to BatchSize."""
+    ImagineDemonstrationBatchSize: Count
+    """Contexts of the recorded trajectory in addition to ImagineBatchSize; read only with ``Method:
+    storm``."""
     SaveEverySteps: Count
     """Agent steps between checkpoints."""
     VideoLogStep: Count
@@ -156,8 +171,10 @@ class WorldModelConfig(_Section):
     """Layers of the proprioceptive encoder and decoder."""
     MLPUnits: Count
     """Width of the proprioceptive encoder and decoder."""
-    SequenceModel: Literal["linear_attention"]
-    """The sequence model, a name of ``pwm_core.models.sequence_models``."""
+    SequenceModel: Literal["linear_attention", "attention", "gru", "ssm"]
+    """The sequence model, a name of ``pwm_core.models.sequence_models``. ``linear_attention``: the
+    paper's. ``attention``: STORM's transformer. ``gru``: gated recurrent units. ``ssm``: a diagonal
+    state-space model, linear and not selective."""
     Blocks: Count
     """Blocks of the sequence model."""
     HeadDivisor: Count
@@ -169,22 +186,62 @@ class WorldModelConfig(_Section):
     OutputTanh: bool
     """Apply tanh to the last block's output."""
     Dropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-    """Rate of token dropout and of ordinary dropout in the blocks during training."""
+    """Rate of dropout in the blocks during training, and of token dropout, which only
+    ``linear_attention`` has."""
     PriorDropout: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
     """Dropout rate in the prior's gated unit during training. The published code has 0.1."""
     PriorGain: Positive
     """Factor of the prior's logits in training and imagination. The logits of the published prior
     start 1.3 times larger than ours with a gain of 1, because its BatchNorm also sees zero states.
     Its imagined latents are therefore sharper."""
+    Heads: Count
+    """Heads of ``attention``."""
+    FeedForwardAct: Activation
+    """Activation of the feed-forward layers of ``attention``."""
+    Positions: Count
+    """Size of ``attention``'s table of learned positions: the longest sequence it takes. A step's
+    position is the number of earlier steps that it sees, all of its own episode."""
+    ActingWindow: Count
+    """Last steps of an episode that ``attention`` sees when it acts."""
+    ImagineWindow: Count
+    """Last steps before the start of an imagined rollout that ``attention`` sees in it."""
+    SSMScan: Literal["sequential", "odd_even", "kogge_stone", "fft"]
+    """Scan backend of ``ssm``; all compute the same numbers. ``fft`` convolves where no episode
+    begins inside the sequences of a batch, and scans where one does; a CUDA graph cannot do
+    that."""
+    TokenMixing: bool
+    """Compute the decay of ``linear_attention`` from a mixture of the current and the previous
+    input. ``false``: from the current one alone. Read only with ``Decay: data``."""
+    Decay: Literal["data", "learned", "none"]
+    """Decay of ``linear_attention``'s state. ``data``: from the inputs, by token mixing (the
+    paper's). ``learned``: one learned constant for each key channel. ``none``: 1, the state forgets
+    nothing before a reset."""
     MixFan: Literal["width", "mean"]
     """The token-mixing weights start with the variance 1 / fan. ``width``: the fan is Hidden.
     ``mean``: it is the mean of fan-in and fan-out, (Hidden + 1) / 2."""
     Unimix: Fraction
     """Weight of the uniform distribution that is mixed into every latent categorical."""
-    PosteriorNorm: bool
-    """Apply BatchNorm to the posterior's logits (the "BatchNorm trick"); an ablation switch."""
+    ImageOutput: Literal["sigmoid", "linear"]
+    """What ends the image decoder. ``linear``: nothing, so that pixels are not bounded (STORM)."""
+    ImageLoss: Literal["quantised", "squared"]
+    """Reconstruction loss of an image. ``quantised``: half the squared error, in which values that
+    agree after rounding to 8 bits count 0. ``squared``: the plain squared error (STORM). Both are
+    summed over the image."""
+    Prior: Literal["gated", "linear"]
+    """Layers of the prior. ``gated``: a gated unit, a linear layer and BatchNorm. ``linear``: one
+    linear layer (STORM)."""
+    PosteriorBias: bool
+    """Give the posterior's linear layer a bias (STORM). It has an effect only without BatchNorm."""
+    PosteriorNorm: Annotated[bool | Literal["layer"], BeforeValidator(_bool_or_layer)]
+    """Normalisation of the posterior's logits. ``true``: BatchNorm (the "BatchNorm trick").
+    ``layer``: LayerNorm. ``false``: none."""
+    CodecNorm: Literal["auto", "batch", "layer", "none"]
+    """Normalisation in encoder and decoder. ``auto``: the paper's, BatchNorm for images and
+    LayerNorm for vectors. ``batch``, ``layer``: that one for both; of an image, LayerNorm
+    normalises the channels at each position. ``none``: no normalisation; the layers then have
+    biases."""
     LatentGain: Positive
-    """Initial scale of the BatchNorm on the latents' logits. With the paper's 1, latents start
+    """Initial scale of the normalisation of the latents' logits. With the paper's 1, latents start
     noisy. The scale changes by about 1e-3 per update, so sharpening them takes thousands of
     updates."""
     Scan: Literal["sequential", "odd_even", "kogge_stone", "chunked", "triton"]
@@ -222,6 +279,9 @@ class AgentConfig(_Section):
     """Scan backend of the returns."""
     SlowCritic: bool
     """Also train the critic towards returns bootstrapped from its slowly moving average."""
+    StepWeight: Literal["discount", "one"]
+    """Weight of an imagined step in the losses. ``discount``: the product of the discounts before
+    it. ``one``: 1, also after a predicted end (STORM)."""
     EntropyCoef: NonNegative
     """Weight of the policy's entropy bonus."""
     ClipRatio: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
@@ -235,6 +295,10 @@ class AgentConfig(_Section):
     """Weight decay of AdamW."""
     GradClip: Positive
     """Gradients with a larger norm are scaled down to this norm."""
+    Percentile: Literal["interpolated", "kth"]
+    """How percentiles of the n returns of an update are read. ``interpolated``: between the two
+    nearest returns. ``kth``: the return at the position int(percentile * n) of the sorted ones
+    (STORM)."""
     MinPer: Fraction
     """Lower percentile of the returns; its distance from the upper one scales the advantage."""
     MaxPer: Fraction
@@ -250,6 +314,11 @@ class AgentConfig(_Section):
 class Models(_Section):
     """Sizes and objectives of the world model and of the actor and critic."""
 
+    Method: Literal["pamorl", "storm"]
+    """Where imagination starts, and which latent the policy reads when it acts. ``pamorl``: at the
+    replayed states of the batch; the latent of the frame that it sees. ``storm``: after contexts
+    that are sampled apart; the latent that the prior predicts before the frame is seen. The other
+    differences between the two methods are keys of their own."""
     Hidden: Count
     """Width of the sequence model and of the heads (D)."""
     NumBin: Annotated[int, BeforeValidator(_number), Field(ge=2)]
@@ -258,6 +327,8 @@ class Models(_Section):
     """Largest bin, in symlog space."""
     Act: Activation
     """Activation of encoders, decoders and heads."""
+    ZeroHeads: bool
+    """Start the last layers of the actor, critic, reward and done heads with zeros."""
     Stoch: Count
     """Categoricals of a latent (S)."""
     Discrete: Annotated[int, BeforeValidator(_number), Field(ge=2)]

@@ -1,7 +1,8 @@
 """Reading, checking and writing config files.
 
 A domain's full config file (``config_files/atari.yaml``) holds every key. Any other file is laid
-over it, so a file needs to name only what it changes.
+over it, so a file needs to name only what it changes. Several files can be laid over one another.
+Files with key names of STORM's are laid over ``config_files/STORM.yaml``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel
 
+from pwm_core import storm_names
 from pwm_core.config import Config
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import CONFIG_ROOT
@@ -23,6 +25,29 @@ MOST_BYTES, MOST_NODES = 1_000_000, 10_000
 """The largest config file in bytes, and the most values in it with all aliases expanded."""
 MOST_FRAME_SKIP = 100
 """The most frames that an action may be held for: 100 frames are 1.7 s of an Atari game."""
+
+
+def _impossible_attention(config: Config) -> Iterable[tuple[str, str]]:
+    """As :func:`_impossible`, for the keys of the sequence model ``attention``."""
+    model, train = config.Models.WorldModel, config.JointTrainAgent
+    if config.Models.Hidden % model.Heads:
+        yield "Models.WorldModel.Heads", f"must divide Models.Hidden = {config.Models.Hidden}"
+    if model.Positions < train.BatchLength:
+        yield (
+            "Models.WorldModel.Positions",
+            f"must be at least JointTrainAgent.BatchLength = {train.BatchLength}",
+        )
+    if model.ActingWindow > model.Positions:
+        yield (
+            "Models.WorldModel.ActingWindow",
+            f"must be at most Models.WorldModel.Positions = {model.Positions}",
+        )
+    if model.ImagineWindow + train.ImagineHorizon > model.Positions:
+        yield (
+            "Models.WorldModel.ImagineWindow",
+            f"must with JointTrainAgent.ImagineHorizon = {train.ImagineHorizon} be at most "
+            f"Models.WorldModel.Positions = {model.Positions}",
+        )
 
 
 def _impossible(config: Config) -> Iterable[tuple[str, str]]:
@@ -42,10 +67,14 @@ def _impossible(config: Config) -> Iterable[tuple[str, str]]:
         )
     if models.Hidden % models.WorldModel.HeadDivisor:
         yield "Models.WorldModel.HeadDivisor", f"must divide Models.Hidden = {models.Hidden}"
-    if train.ImagineBatchSize > train.BatchSize:
+    if models.WorldModel.SequenceModel == "attention":
+        yield from _impossible_attention(config)
+    sampled_apart = models.Method == "storm"
+    if train.ImagineBatchSize > train.BatchSize and not sampled_apart:
         yield "JointTrainAgent.ImagineBatchSize", f"must be at most BatchSize = {train.BatchSize}"
-    if train.ImagineContext > train.BatchLength:
-        yield "JointTrainAgent.ImagineContext", f"must be at most BatchLength = {train.BatchLength}"
+    if train.ImagineContext > train.BatchLength - sampled_apart:  # and the step after a context
+        most = "below" if sampled_apart else "at most"
+        yield "JointTrainAgent.ImagineContext", f"must be {most} BatchLength = {train.BatchLength}"
     if train.BufferWarmUp < train.BatchLength * train.NumEnvs:
         yield (
             "JointTrainAgent.BufferWarmUp",
@@ -79,6 +108,19 @@ def find_config(path: str | Path) -> Path:
             return candidate
     here = sorted(str(p.relative_to(CONFIG_ROOT)) for p in CONFIG_ROOT.glob("config_files/*.yaml"))
     raise UserError(f"config file {path} does not exist; there are {', '.join(here)}")
+
+
+def find_configs(paths: str | Path) -> list[Path]:
+    """The files that ``paths`` names: one, or several with commas between them, each as
+    :func:`find_config` finds it.
+
+    Raises:
+        UserError: one of them does not exist.
+    """
+    whole = str(paths)
+    if "," not in whole or Path(whole).is_file():
+        return [find_config(paths)]
+    return [find_config(path.strip()) for path in whole.split(",")]
 
 
 class _Loader(yaml.SafeLoader):
@@ -196,11 +238,16 @@ def _places(name: str, section: type[BaseModel] = Config) -> list[str]:
     return found
 
 
-def _explain(error: pydantic.ValidationError, source: str) -> str:
-    """The first error as one line: the file, the key, what is wrong and what would be valid."""
+def _explain(error: pydantic.ValidationError, source: str, written: Mapping[str, str]) -> str:
+    """The first error as one line: the file, the key, what is wrong and what would be valid.
+
+    Args:
+        written: key -> the name that the user has written in its place.
+    """
     first = error.errors()[0]
     location = tuple(str(part) for part in first["loc"])
     key = ".".join(location)
+    key = written.get(key, key)
     if first["type"] == "extra_forbidden":
         valid = _section_keys(location[:-1])
         elsewhere = _places(location[-1])
@@ -218,12 +265,31 @@ def _explain(error: pydantic.ValidationError, source: str) -> str:
     return f"{source}: {key} = {given} is not valid: {message}"
 
 
-def _validate(content: Mapping[str, Any], source: str) -> Config:
+def _validate(content: Mapping[str, Any], source: str, written: Mapping[str, str]) -> Config:
     try:
         config = Config.model_validate(content)
     except pydantic.ValidationError as error:
-        raise UserError(_explain(error, source)) from None
+        raise UserError(_explain(error, source, written)) from None
     return config
+
+
+def _lay_over(
+    base: Mapping[str, Any], change: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any], Config]:
+    """``base`` with the file or flag ``change`` laid over it, in our own names, and validated."""
+    translated = storm_names.translate(change, source)
+    content = _overlay(base, translated.content)
+    return content, _validate(content, source, translated.written)
+
+
+def _base(layers: Iterable[Mapping[str, Any]], defaults: str | Path | None) -> dict[str, Any]:
+    """What the config files with the contents ``layers`` are laid over."""
+    base = {} if defaults is None else read_yaml(CONFIG_ROOT / defaults)
+    if any(map(storm_names.has_names, layers)):
+        path = CONFIG_ROOT / storm_names.BASE
+        storm = storm_names.translate(read_yaml(path), str(path))
+        base = _overlay(base, storm.content)
+    return base
 
 
 def load_config(
@@ -231,22 +297,24 @@ def load_config(
 ) -> Config:
     """Read ``path`` over the domain's ``defaults``, then apply ``-set`` overrides.
 
+    Args:
+        path: one file, or several with commas between them; each is laid over those before it.
+
     Raises:
         UserError: a file is missing, a key is unknown, a type is wrong or a value is impossible.
     """
-    path, overrides = find_config(path), list(overrides)
-    content = read_yaml(path)
-    if defaults is not None:
-        content = _overlay(read_yaml(CONFIG_ROOT / defaults), content)
-    config = _validate(content, str(path))
+    overrides, layers = list(overrides), {layer: read_yaml(layer) for layer in find_configs(path)}
+    content = _base(layers.values(), defaults)
+    for layer, change in layers.items():
+        content, config = _lay_over(content, change, str(layer))
+        source = layer
     for override in overrides:
-        content = _overlay(content, _parse_override(override))
-        config = _validate(content, _flag(override))
+        content, config = _lay_over(content, _parse_override(override), _flag(override))
     # checked after all overrides, because related keys may change together
     for key, need in _impossible(config):
         named = [_flag(text) for text in overrides if text.partition("=")[0].strip() == key]
         raise UserError(
-            f"{[str(path), *named][-1]}: {key} = {_value(config, key)} is impossible: it {need}"
+            f"{[str(source), *named][-1]}: {key} = {_value(config, key)} is impossible: it {need}"
         )
     return config
 

@@ -14,7 +14,7 @@ import torch
 
 from pwm_core.cli import eval_arguments, make_agent, overrides
 from pwm_core.config import Config
-from pwm_core.config_file import find_config, load_config
+from pwm_core.config_file import load_config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
@@ -64,7 +64,7 @@ def _evaluation_config(
             given = "" if key == "Models" else f" {_trained_with(config)[key]}; it was {value}"
             raise UserError(f"run {folder.name} was not trained with this {key}{given}")
     if arguments.config_path is not None:
-        given = load_config(find_config(arguments.config_path), defaults=domain.defaults)
+        given = load_config(arguments.config_path, defaults=domain.defaults)
         if given.Models != own.Models:
             print(
                 f"note: the Models of {arguments.config_path} differ from the run's own in "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pwm_core.errors import UserError
 from pwm_core.models.scan import check_backend
 from pwm_core.paths import find_logdir
 from pwm_core.runs.checkpoint import Point
+from pwm_core.runs.recording import fingerprint
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Sink, TensorBoard, Tracker, Wandb
 from pwm_core.runs.writer import Writer
@@ -36,6 +38,7 @@ from pwm_core.runtime import (
     use_threads,
     versions,
 )
+from pwm_core.training.demonstration import load_demonstration
 from pwm_core.training.replay_buffer import ReplayBuffer
 from pwm_core.training.trainer import Trainer
 
@@ -73,7 +76,7 @@ def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
     check_backend(config.Models.WorldModel.Scan, device)
     use_threads(config.BasicSettings.Threads)
     use_precision(config.BasicSettings, device)
-    about = _metadata(domain, config, arguments.env_name, device)
+    about = _metadata(domain, config, arguments, device)
     folder = RunFolder(arguments.name, find_logdir(arguments.logdir))
     if not arguments.resume:
         folder.refuse_existing()
@@ -85,13 +88,34 @@ def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
         _Training(domain, config, arguments, device, folder, about).run()
 
 
-def _metadata(domain: Domain, config: Config, task: str, device: torch.device) -> dict[str, Any]:
+def _demonstration_path(config: Config, path: Path | None) -> Path | None:
+    """The recorded trajectory to read, if any.
+
+    Raises:
+        UserError: there must be one, and ``path`` is none.
+    """
+    if not config.JointTrainAgent.UseDemonstration:
+        if path is not None:
+            print("note: JointTrainAgent.UseDemonstration is false: -trajectory_path is not read")
+        return None
+    if path is None:
+        raise UserError("JointTrainAgent.UseDemonstration is true: it needs -trajectory_path FILE")
+    if not path.is_file():
+        raise UserError(f"-trajectory_path {path} is no file")
+    return path
+
+
+def _metadata(
+    domain: Domain, config: Config, arguments: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
     """The content of ``run.json``."""
+    demonstration = _demonstration_path(config, arguments.trajectory_path)
     return {
-        "task": task,
+        "task": arguments.env_name,
         "domain": domain.name,
         "seed": config.BasicSettings.Seed,
         "protocol": domain.protocol(config),
+        **({"demonstration": fingerprint(demonstration)} if demonstration else {}),
         "tracker_id": secrets.token_hex(4),
         "pamorl": __version__,
         "versions": versions(),
@@ -114,6 +138,7 @@ class _Training:
     ) -> None:
         self.domain, self.config, self.settings = domain, config, config.JointTrainAgent
         self.task, self.loggers, self.keep = arguments.env_name, arguments.logger, arguments.keep
+        self.trajectory_path = arguments.trajectory_path
         self.device, self.folder, self.about = device, folder, about
 
     def run(self) -> None:
@@ -170,7 +195,7 @@ class _Training:
         changed."""
         refuse_too_large_networks(self.domain, self.config, env, self.device)
         agent = make_agent(self.domain, self.config, env, str(self.device))
-        replay = self._make_replay(env)
+        replay, demonstration = self._make_replay(env), self._load_demonstration(env)
         sinks = self._sinks(point.step if point else 0)
         if point is None:
             self.folder.begin(self.config, self.about)
@@ -183,7 +208,9 @@ class _Training:
         writer = Writer(background=self.device.type == "cuda")
         tracker = Tracker(metrics, self.folder.videos, sinks, writer)
         trainer = Trainer(
-            self.config, self.task, env, agent, replay, tracker, self.folder, rng, self.keep
+            *(self.config, self.task, env, agent, replay, tracker, self.folder, rng),
+            keep=self.keep,
+            demonstration=demonstration,
         )
         return trainer, tracker
 
@@ -196,6 +223,15 @@ class _Training:
             self.device,
             storage=settings.BufferStorage,
             directory=self.folder.path / "replay",
+        )
+
+    def _load_demonstration(self, env: VectorEnv) -> ReplayBuffer | None:
+        """The recorded trajectory, if the config asks for one."""
+        if not self.settings.UseDemonstration:
+            return None
+        spec = self.domain.transition(self.config, env)
+        return load_demonstration(
+            self.trajectory_path, self.task, env, spec, self.settings, self.device
         )
 
     def _sinks(self, after: int) -> list[Sink]:

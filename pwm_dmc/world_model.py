@@ -18,10 +18,11 @@ class VectorCodec:
         config = models.WorldModel
         units, layers = config.MLPUnits, config.MLPLayers
         self.features = units
-        self.encoder = mlp(obs_size, units, layers, models.Act)
+        norm = "layer" if config.CodecNorm == "auto" else config.CodecNorm
+        self.encoder = mlp(obs_size, units, layers, models.Act, norm)
         latent_width = models.Stoch * models.Discrete
         self.decoder = nn.Sequential(
-            *mlp(latent_width, units, layers, models.Act), nn.Linear(units, obs_size)
+            *mlp(latent_width, units, layers, models.Act, norm), nn.Linear(units, obs_size)
         )
 
     def prepare(self, obs: Tensor) -> Tensor:

@@ -98,6 +98,22 @@ def intervals(matrices: dict[str, Matrix], reps: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def mean_intervals(values: np.ndarray, reps: int) -> np.ndarray:
+    """The 95 % bootstrap intervals of the means over runs.
+
+    Args:
+        values: (runs, tasks).
+
+    Returns:
+        (2, tasks): low and high.
+    """
+    runs, tasks = values.shape
+    picks = np.random.default_rng(0).integers(runs, size=(reps, runs, tasks))
+    means = np.take_along_axis(values[None], picks, axis=1).mean(axis=1)  # (reps, tasks)
+    outside = (1 - CONFIDENCE) / 2
+    return np.quantile(means, [outside, 1 - outside], axis=0)
+
+
 def profiles(matrices: dict[str, Matrix], reps: int) -> pd.DataFrame:
     """Performance profiles: setting, score, fraction of runs above it, low, high."""
     largest = max(matrix.values.max() for matrix in matrices.values())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from pwm_core.domain import find_domain
-from results.aggregates import METRICS, Matrix, make_matrix
+from results.aggregates import METRICS, Matrix, intervals, make_matrix, mean_intervals
 from results.headline import budget_groups, in_order, random_scores
 from results.panels import SAME, Findings, Panel, same_protocol
+from results.published import Table
 from results.scores import Conditions, Score
 from results.settings import Result
 from results.shown import Shown, count, counts, score, share, simple, spread
@@ -118,8 +120,9 @@ def aggregates_table(
 
 def pairs(panel: Panel, ours: dict[str, Matrix], findings: Findings) -> Pairs:
     """The pairs that may be compared run by run, over two tasks or more. Two of our settings are
-    compared if they share the protocol and the frames. A published column counts as one run, made
-    of its means. It is compared if it shares the protocol and, within 5 %, the frames."""
+    compared if they share the protocol and the frames. A published column without single runs
+    counts as one run, made of its means. It is compared if it shares the protocol and, within 5 %,
+    the frames."""
     found: Pairs = {}
     settings = {findings.names[c]: c for c in panel.results if findings.names[c] in ours}
     for x, conditions in settings.items():
@@ -137,10 +140,68 @@ def pairs(panel: Panel, ours: dict[str, Matrix], findings: Findings) -> Pairs:
                 if same_protocol(conditions, table.columns[method].same):
                     known = scores[near].dropna()
                     theirs = Matrix(known.to_numpy()[None], list(known.index))
+                    if method in table.seeds:
+                        theirs = published_runs(table, method, findings, theirs.tasks)
                     found[x, f"{table.label(method)} ({table.title})"] = ours[x], theirs
     return {
         k: pair for k, pair in found.items() if len(set(pair[0].tasks) & set(pair[1].tasks)) > 1
     }
+
+
+def published_runs(
+    table: Table, method: str, findings: Findings, tasks: list[str] | None = None
+) -> Matrix:
+    """The normalised scores of a method's published runs, on ``tasks`` or on all that it has."""
+    seeds = findings.normalise.seeds(table, method)
+    chosen = list(seeds.index) if tasks is None else [t for t in tasks if t in seeds.index]
+    return Matrix(seeds.loc[chosen].to_numpy().T, chosen)
+
+
+def seeds_frame(panel: Panel, findings: Findings, reps: int) -> pd.DataFrame:
+    """Published methods whose single runs are known, with 95 % bootstrap intervals over them.
+
+    Returns:
+        method, task, runs, value, low and high: the mean score of every task, then the normalised
+        aggregates over all tasks, where ``task`` is the name of the aggregate.
+    """
+    rows = []
+    for table in panel.tables:
+        for method, seeds in table.seeds.items():
+            name, values = table.label(method), seeds.to_numpy().T
+            low, high = mean_intervals(values, reps)
+            for task, *row in zip(seeds.index, values.mean(0), low, high, strict=True):
+                rows.append((name, task, len(values), *row))
+            whole = intervals({name: published_runs(table, method, findings)}, reps)
+            for row in whole.itertuples():
+                rows.append((name, row.metric, row.runs, row.value, row.low, row.high))
+    return pd.DataFrame(rows, columns=["method", "task", "runs", "value", "low", "high"])
+
+
+def seeds_tables(method: str, part: pd.DataFrame, title: str, unit: str) -> tuple[Shown, Shown]:
+    """The rows of :func:`seeds_frame` of one method: its aggregates, and its scores by task.
+
+    Args:
+        title: of the benchmark.
+        unit: of normalised scores.
+    """
+    is_aggregate = part.task.isin(METRICS)
+    note = (
+        f"{part.runs.iloc[0]} published seeds, {int((~is_aggregate).sum())} tasks; intervals are "
+        "95 % percentile intervals of a bootstrap over seeds, stratified by task."
+    )
+
+    def shown(caption: str, first: str, which: pd.Series, written: Callable[[float], str]) -> Shown:
+        cells = [
+            [row.task, written(row.value), spread(row.low, row.high, written)]
+            for row in part[which].itertuples()
+        ]
+        head = [first, "value", "95 % interval"]
+        return simple(f"{method}, published seeds: {caption}", head, cells, notes=[note], words={0})
+
+    return (
+        shown(unit, "aggregate", is_aggregate, share),
+        shown(f"{title} by task", "task", ~is_aggregate, score),
+    )
 
 
 def _alike(x: dict[str, Result], y: dict[str, Result]) -> bool:
@@ -162,8 +223,9 @@ def improvement_table(found: pd.DataFrame) -> Shown:
         for row in found.itertuples()
     ]
     note = (
-        "Mean over the tasks that both have, a tie counting half; a published mean counts as one "
-        "run. Only where the protocol and, within 5 %, the budget are the same."
+        "Mean over the tasks that both have, a tie counting half; a method of which only means are "
+        "published counts as one run. Only where the protocol and, within 5 %, the budget are the "
+        "same."
     )
     head = ["X", "over Y", "tasks", "P(X > Y)", "95 % interval"]
     return simple("Probability of improvement", head, rows, notes=[note], words={0, 1})

@@ -29,6 +29,7 @@ IGNORED = (
     "JointTrainAgent.EvalEpisodes",
     "Models.WorldModel.Scan",  # All scans compute the same numbers.
     "Models.WorldModel.ScanChunk",
+    "Models.WorldModel.SSMScan",
     "Models.Agent.ReturnScan",
 )
 """Keys that may differ between runs of one config."""
@@ -44,11 +45,13 @@ def telling(config: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _known(domain: str) -> dict[str, dict[str, Any]]:
-    """The config files of a domain: name -> keys and values."""
+    """The config files of a domain, and those of other methods: name -> keys and values."""
     defaults = f"config_files/{domain}.yaml"
+    folder = CONFIG_ROOT / "config_files"
+    paths = [*sorted(folder.glob(f"{domain}*.yaml")), *sorted(folder.glob("STORM*.yaml"))]
     return {
         path.stem: _comparable(load_config(path, defaults=defaults).model_dump(mode="json"))
-        for path in sorted((CONFIG_ROOT / "config_files").glob(f"{domain}*.yaml"))
+        for path in paths
     }
 
 
@@ -79,7 +82,7 @@ def config_name(domain: str, config: dict[str, Any]) -> ConfigName:
     name = min(changed, key=lambda known: len(changed[known]))
     keys, known = changed[name], _known(domain)[name]
     lines = tuple(f"{key} {own[key]} (in {name}.yaml: {known[key]})" for key in keys)
-    parts = [name.removeprefix(domain).strip("_") or "full"]
+    parts = [name.removeprefix(domain).strip("_").replace("_", " ") or "full"]
     if len(keys) > MOST_SHOWN:
         parts.append(f"variant {_digest({key: own[key] for key in keys})}")
     else:

@@ -29,6 +29,7 @@ class Column(_Model):
         source, protocol: in words.
         same: the settings of our own protocols that the column shares.
         runs: the number of seeds per task, if known.
+        seeds: a table in the same folder with the score of every seed: task, one column per seed.
         printed: aggregates as the authors print them.
         label: the name in the report, if it differs from the column's name.
     """
@@ -37,6 +38,7 @@ class Column(_Model):
     protocol: str
     same: dict[str, Any] = {}
     runs: int | None = None
+    seeds: str = ""
     printed: dict[str, float] = {}
     label: str = ""
 
@@ -52,6 +54,10 @@ class _About(_Model):
     columns: dict[str, Column]
 
 
+def _read_csv(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, index_col="task", float_precision="round_trip")
+
+
 class Table:
     """A published table: ``<name>.csv``, explained by ``<name>.yaml``.
 
@@ -62,6 +68,7 @@ class Table:
         scores: tasks x methods, NaN where nothing was published. References are left out.
         references: tasks x those of :data:`REFERENCES` that the table has.
         columns: by method.
+        seeds: method -> tasks x seeds, for the methods whose single runs are published.
         title: the source of the numbers, in a few words.
         only: settings of our protocols that runs must have to be compared with this table.
         panel: the name of those settings in a heading.
@@ -74,7 +81,12 @@ class Table:
         try:
             content = yaml.safe_load(path.with_suffix(".yaml").read_text(encoding="utf-8"))
             about = _About.model_validate(content)
-            table = pd.read_csv(path, index_col="task", float_precision="round_trip")
+            table = _read_csv(path)
+            self.seeds = {
+                method: _read_csv(path.parent / column.seeds)
+                for method, column in about.columns.items()
+                if column.seeds
+            }
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} is no published table: {reason}") from None
@@ -141,6 +153,12 @@ class Normaliser:
         """A normalised published table: tasks x methods."""
         rows = {t: self(table.benchmark, t, row) for t, row in table.scores.iterrows()}
         return pd.DataFrame(rows).T.reindex(table.scores.index)
+
+    def seeds(self, table: Table, method: str) -> pd.DataFrame:
+        """The normalised score of every seed of a published method: tasks x seeds."""
+        seeds = table.seeds[method]
+        rows = {task: self(table.benchmark, str(task), row) for task, row in seeds.iterrows()}
+        return pd.DataFrame(rows).T.reindex(seeds.index)
 
 
 class RandomPlay:

@@ -118,6 +118,7 @@ class Report:
         section.blocks.append(headline.headline_table(panel, findings))
         self.sections.append(section)
         self._aggregates(panel, section)
+        self._published_seeds(panel, section)
 
     def _aggregates(self, panel: Panel, section: Section) -> None:
         """Add one table and the figures of aggregates. They are made only over two tasks or
@@ -155,6 +156,19 @@ class Report:
         )
         figure = figures.draw_profiles(profile, colours, unit)
         self._more.append(self._drawn(f"{panel.key}_profiles", caption, figure))
+
+    def _published_seeds(self, panel: Panel, section: Section) -> None:
+        """Add the aggregates of published methods whose single runs are known, with intervals; the
+        scores by task go into the details."""
+        if not any(table.seeds for table in panel.tables):
+            return
+        found = details.seeds_frame(panel, self._findings, self._reps)
+        self._csv(f"{panel.key}_published_seeds", found)
+        unit = self._findings.normalise.unit(panel.benchmark)
+        for method, part in found.groupby("method", sort=False):
+            whole, by_task = details.seeds_tables(str(method), part, panel.title, unit)
+            section.blocks.append(whole)
+            self._more.append(by_task)
 
     def _curves(self, panels: list[Panel]) -> None:
         section = Section("Learning curves")

@@ -28,7 +28,7 @@ COST = {
 }
 """The time of a step depends on these keys and on the sizes of the models."""
 SIZES = ("Hidden", "NumBin", "Stoch", "Discrete")
-LAYERS = ("Stem", "MinRes", "MLPLayers", "MLPUnits", "Blocks", "HeadDivisor")
+LAYERS = ("Stem", "MinRes", "MLPLayers", "MLPUnits", "SequenceModel", "Blocks", "HeadDivisor")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pwm_core.config import REPOSITORY, Config
-from pwm_core.config_file import find_config, leaves, load_config
+from pwm_core.config_file import find_configs, leaves, load_config
 from pwm_core.domain import Domain
 from pwm_core.errors import UserError, closest
 from pwm_core.runs.run_folder import EXTENDABLE, RunFolder
@@ -63,14 +63,15 @@ def _budget_overrides(budget: int | str, domain: Domain, task: str, config: Conf
 
 def _kind(
     sweep: Sweep, domain: Domain, variant: str, task: str
-) -> tuple[Path, tuple[str, ...], Config]:
-    """Config file, overrides and resolved config of one task in one variant.
+) -> tuple[str, tuple[str, ...], Config]:
+    """Config files, overrides and resolved config of one task in one variant.
 
     Raises:
         UserError: the config, an override or the task is not valid.
     """
     changes = _changes(sweep, variant, task)
-    path = find_config(_last([change.config for change in changes]) or domain.defaults).resolve()
+    files = find_configs(_last([change.config for change in changes]) or domain.defaults)
+    path = ",".join(str(file.resolve()) for file in files)
     given = [flag for change in changes for flag in as_flags(change.overrides)]
     env_name = domain.benchmark.full_name(task)
     config = load_config(path, defaults=domain.defaults, overrides=given)
@@ -120,7 +121,7 @@ def _make_run(
     variant: str,
     task: str,
     seed: int,
-    kind: tuple[Path, tuple[str, ...], Config],
+    kind: tuple[str, tuple[str, ...], Config],
 ) -> Run:
     path, overrides, config = kind
     env_name = domain.benchmark.full_name(task)
@@ -131,7 +132,7 @@ def _make_run(
         env_name=env_name,
         variant=variant,
         seed=seed,
-        config=str(path),
+        config=path,
         overrides=overrides,
         steps=config.JointTrainAgent.SampleMaxSteps,
         frame_skip=agent_frame_skip(config),
@@ -200,9 +201,10 @@ def check_settings(plan: Plan, places: Places) -> None:
             )
 
 
-def relative(path: str) -> str:
-    """Return ``path`` relative to the repository, if it lies inside."""
-    try:
-        return str(Path(path).relative_to(REPOSITORY))
-    except ValueError:
-        return path
+def relative(paths: str) -> str:
+    """Return a path relative to the repository, if it lies inside. Of several paths with commas
+    between them, each."""
+    return ",".join(
+        str(Path(path).relative_to(REPOSITORY)) if Path(path).is_relative_to(REPOSITORY) else path
+        for path in paths.split(",")
+    )

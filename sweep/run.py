@@ -11,6 +11,7 @@ class Run:
 
     Attributes:
         task: short name; ``env_name`` is the full one.
+        config: paths of the config files, with commas between them.
         steps: agent steps of the whole run.
         frame_skip: environment steps of an agent step.
     """

@@ -75,7 +75,7 @@ class Change(_Section):
     """What one variant or one task does differently."""
 
     config: str | None = None
-    """Config file that replaces the sweep's."""
+    """Config file, or files as in the sweep's key, that replace the sweep's."""
     overrides: Overrides = Field(default_factory=dict)
     """Overrides that are applied after the sweep's."""
     budget: Budget | None = None
@@ -127,7 +127,8 @@ class Sweep(_Section):
     """Tasks and the domain's named lists of tasks, as ``all``."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_one_or_more), AfterValidator(_no_repeats)]
     config: str | None = None
-    """Config file of the runs. Default: the domain's full config."""
+    """Config file of the runs, or several with commas between them, each laid over those before
+    it. Default: the domain's full config."""
     overrides: Overrides = Field(default_factory=dict)
     """Keys of the config to change in every run."""
     budget: Budget = "config"

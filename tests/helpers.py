@@ -18,6 +18,7 @@ from pwm_core.models.scan import States
 from pwm_core.models.sequence_models.linear_attention import LinearAttentionState, RecurrentMemory
 from pwm_core.models.types import Batch, Context
 from pwm_core.models.world_model import WorldModel
+from pwm_core.training import methods
 from pwm_core.training.agent import Agent
 from pwm_dmc.actor_critic import GaussianPolicy
 
@@ -94,7 +95,7 @@ def make_agent(
     """An agent of :func:`make_world_model` and :func:`make_actor_critic`."""
     world_model = make_world_model(config, discrete=discrete, fresh=fresh)
     actor_critic = make_actor_critic(config, discrete=discrete, fresh=fresh)
-    return Agent(config, world_model, actor_critic, torch.device(device))
+    return methods.make_agent(config, world_model, actor_critic, torch.device(device))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +21,44 @@ class ReturnScale(nn.Module):
     """``max(1, P_high - P_low)`` of the returns.
 
     The two percentiles are moving averages that start at 0.
+
+    Args:
+        low, high: the percentiles, in [0, 1].
+        decay: of the moving averages.
+        percentile: how a percentile is read, a value of ``Models.Agent.Percentile``.
     """
 
-    def __init__(self, low: float, high: float, decay: float) -> None:
+    def __init__(
+        self, low: float, high: float, decay: float, percentile: str = "interpolated"
+    ) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay, self._exact_levels = decay, (low, high)
+        self._read = {"interpolated": self._interpolated, "kth": self._kth}[percentile]
         self.register_buffer("levels", torch.tensor([low, high]), persistent=False)
         self.register_buffer("percentiles", torch.zeros(2))
 
     def forward(self, returns: Tensor) -> Tensor:
         """The scale, a float32 scalar, after updating the percentiles with ``returns`` (...)."""
-        current = torch.quantile(returns.detach().float().flatten(), self.levels)
+        current = self._read(returns.detach().float().flatten())
         self.percentiles.lerp_(current, 1 - self.decay)
         return (self.percentiles[1] - self.percentiles[0]).clamp_min(1.0)
+
+    def _interpolated(self, returns: Tensor) -> Tensor:
+        """The percentiles (2,) of ``returns`` (n,), interpolated between the nearest returns."""
+        return torch.quantile(returns, self.levels)
+
+    def _kth(self, returns: Tensor) -> Tensor:
+        """The returns (2,) at the positions ``int(level * n)`` of the n sorted ``returns``."""
+        ordered, last = returns.sort().values, len(returns) - 1
+        places = (min(int(level * len(returns)), last) for level in self._exact_levels)
+        return torch.stack([ordered[place] for place in places])
+
+
+STEP_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "discount": step_weights,
+    "one": torch.ones_like,
+}
+"""Discounts (N, H) -> weights (N, H). The keys are the values of ``Models.Agent.StepWeight``."""
 
 
 def clipped_objective(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
@@ -70,15 +96,27 @@ class ActorCritic(nn.Module):
         if models.Agent.SlowCritic:
             self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.two_hot = SymlogTwoHot(models.NumBin, models.MaxBin)
+        agent = models.Agent
         self.return_scale = ReturnScale(
-            models.Agent.MinPer, models.Agent.MaxPer, models.Agent.EMADecay
+            agent.MinPer, agent.MaxPer, agent.EMADecay, agent.Percentile
         )
+        self._step_weights = STEP_WEIGHTS[models.Agent.StepWeight]
         self.loss_weights = {"policy": 1.0, "value": 1.0, "entropy": models.Agent.EntropyCoef}
 
     def act(self, deter: Tensor, latent: Tensor, *, greedy: bool = False) -> Tensor:
         """(N, D) and (N, S) -> actions as executed and stored: (N,) int64, or (N, A) clipped."""
         output = self.actor(deter, latent)
-        action = self.policy.mode(output) if greedy else self.policy.sample(output)
+        return self._executed(self.policy.mode(output) if greedy else self.policy.sample(output))
+
+    def act_at_random(self, count: int, device: torch.device) -> Tensor:
+        """``count`` actions as :meth:`act` returns them, of a policy whose output is zeros.
+
+        Discrete ones are uniform.
+        """
+        zeros = torch.zeros(count, self.policy.output_width, device=device)
+        return self._executed(self.policy.sample(zeros))
+
+    def _executed(self, action: Tensor) -> Tensor:
         return action if self.policy.discrete else self.policy.encode(action)
 
     def _returns(
@@ -99,8 +137,8 @@ class ActorCritic(nn.Module):
 
         The policy loss is REINFORCE on the scaled advantage, with an entropy bonus. The value loss
         is the two-hot cross-entropy with the returns. With a slow critic, the cross-entropy with
-        the returns bootstrapped from it is added. Every step is weighted by the product of the
-        discounts before it.
+        the returns bootstrapped from it is added. Every step has the weight that
+        ``Models.Agent.StepWeight`` names.
 
         To add a term: compute it here, give it a weight in ``loss_weights`` (a config key), and
         name it in ``docs/metrics.md``.
@@ -114,7 +152,7 @@ class ActorCritic(nn.Module):
             the weighted sum of the terms, a scalar, and the metrics.
         """
         policy = self.policy
-        weight = step_weights(trajectory.discount)  # (N, H)
+        weight = self._step_weights(trajectory.discount)  # (N, H)
         logits = self.critic(trajectory.deter, trajectory.latent)  # (N, H+1, C)
         value = self.two_hot.decode(logits.detach())  # (N, H+1)
         output = self.actor(trajectory.deter[:, :-1], trajectory.latent[:, :-1])

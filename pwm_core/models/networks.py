@@ -6,6 +6,7 @@ A codec is the encoder, the decoder and the reconstruction loss of one type of o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -27,21 +28,66 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def mlp(inputs: int, units: int, layers: int, act: str) -> nn.Sequential:
-    """``layers`` x [Linear (no bias), LayerNorm, act], ``units`` wide."""
+class BatchNorm1d(nn.BatchNorm1d):
+    """torch's BatchNorm, but in eval mode it is one pass on a CPU, about five times faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, features) -> (N, features)."""
+        if self.training:
+            return super().forward(x)
+        if x.device.type != "cpu":  # there it is one kernel
+            return super().forward(x.float())
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return torch.addcmul(self.bias - self.running_mean * scale, x.float(), scale)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm of the channels at each position of an image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, height, width) -> the same shape, channels last in memory."""
+        return rearrange(super().forward(rearrange(x, "n c h w -> n h w c")), "n h w c -> n c h w")
+
+
+VECTOR_NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm1d, "layer": nn.LayerNorm}
+IMAGE_NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
+"""The keys are values of ``Models.WorldModel.CodecNorm``; ``none`` has no module."""
+
+
+def mlp(inputs: int, units: int, layers: int, act: str, norm: str = "layer") -> nn.Sequential:
+    """``layers`` x [Linear (no bias), normalisation, act], ``units`` wide.
+
+    Args:
+        norm: a key of :data:`VECTOR_NORMS`; or ``none``, and then the Linears have biases.
+    """
     modules: list[nn.Module] = []
     for layer in range(layers):
         width = inputs if layer == 0 else units
-        modules += [nn.Linear(width, units, bias=False), nn.LayerNorm(units, eps=NORM_EPS)]
-        modules.append(ACTIVATIONS[act]())
+        modules.append(nn.Linear(width, units, bias=norm == "none"))
+        modules += _normalised(units, VECTOR_NORMS, norm, act)
     return nn.Sequential(*modules)
 
 
-def head(inputs: int, units: int, layers: int, act: str, outputs: int) -> nn.Sequential:
-    """An :func:`mlp`, then a zero-initialised Linear (with bias) to ``outputs``."""
+def _normalised(
+    width: int, norms: dict[str, type[nn.Module]], norm: str, act: str
+) -> list[nn.Module]:
+    """A normalisation of ``width`` channels, unless it is ``none``, and an activation."""
+    normalisation = [] if norm == "none" else [norms[norm](width, eps=NORM_EPS)]
+    return [*normalisation, ACTIVATIONS[act]()]
+
+
+def head(
+    inputs: int, units: int, layers: int, act: str, outputs: int, *, zero: bool = True
+) -> nn.Sequential:
+    """An :func:`mlp`, then a Linear (with bias) to ``outputs``.
+
+    Args:
+        zero: start the last Linear with zeros.
+    """
     last = nn.Linear(units, outputs)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    if zero:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
     return nn.Sequential(*mlp(inputs, units, layers, act), last)
 
 
@@ -170,20 +216,8 @@ class LatentNet(nn.Module):
 def latent_head(models: Models, outputs: int) -> LatentNet:
     """A :func:`head` whose input is a state (deter, latent)."""
     width, layers = models.Hidden, models.Agent.Layers
-    return LatentNet(width, models, *head(width, width, layers - 1, models.Act, outputs))
-
-
-class BatchNorm1d(nn.BatchNorm1d):
-    """torch's BatchNorm, but in eval mode it is one pass on a CPU, about five times faster."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, features) -> (N, features)."""
-        if self.training:
-            return super().forward(x)
-        if x.device.type != "cpu":  # there it is one kernel
-            return super().forward(x.float())
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return torch.addcmul(self.bias - self.running_mean * scale, x.float(), scale)
+    last = head(width, width, layers - 1, models.Act, outputs, zero=models.ZeroHeads)
+    return LatentNet(width, models, *last)
 
 
 class GatedUnit(nn.Module):
@@ -220,6 +254,46 @@ class Codec(Protocol):
         """Pictures (N, height, width, channels) uint8, or None if observations are no pictures."""
 
 
+class _ImageError(torch.autograd.Function):
+    """:func:`quantised_loss`, with one tensor of the images' size instead of four each way."""
+
+    @staticmethod
+    def forward(ctx: Any, decoded: Tensor, prepared: Tensor) -> Tensor:
+        """Two tensors of images (N, channels, height, width) -> (N,) float32."""
+        error = decoded - prepared  # float32, as ``prepared``
+        torch.hardshrink(error, 0.5 / 255, out=error)
+        ctx.save_for_backward(error)
+        ctx.dtype = decoded.dtype
+        return torch.linalg.vector_norm(error, dim=(1, 2, 3)).square_().mul_(0.5)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """The error itself, times the gradient (N,) of each image."""
+        (error,) = ctx.saved_tensors
+        return (error * grad.view(-1, 1, 1, 1)).to(ctx.dtype), None
+
+
+def quantised_loss(decoded: Tensor, prepared: Tensor) -> Tensor:
+    """Half the squared error, summed over an image: (N,) float32.
+
+    A value counts 0 if it agrees with its target after rounding to 8 bits.
+    """
+    return _ImageError.apply(decoded, prepared)
+
+
+def squared_loss(decoded: Tensor, prepared: Tensor) -> Tensor:
+    """The squared error, summed over an image: (N,) float32."""
+    return (decoded.float() - prepared).square().sum(dim=(1, 2, 3))
+
+
+IMAGE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "quantised": quantised_loss,
+    "squared": squared_loss,
+}
+"""The keys are the values of ``Models.WorldModel.ImageLoss``."""
+
+
 class ImageCodec:
     """Stride-2 convolutions for images, in channels-last memory format (PaMoRL, appendix)."""
 
@@ -229,28 +303,33 @@ class ImageCodec:
         stages = round(math.log2(height / config.MinRes))
         widths = [config.Stem * 2**stage for stage in range(stages)]
         self.features = widths[-1] * config.MinRes**2
+        self.norm = "batch" if config.CodecNorm == "auto" else config.CodecNorm
         self.encoder = self._encoder(channels, widths, models.Act)
         self.decoder = self._decoder(channels, widths, models)
+        self._error = IMAGE_LOSSES[config.ImageLoss]
 
-    @staticmethod
-    def _encoder(channels: int, widths: list[int], act: str) -> nn.Sequential:
+    def _encoder(self, channels: int, widths: list[int], act: str) -> nn.Sequential:
         modules: list[nn.Module] = []
+        bias = self.norm == "none"
         for inputs, outputs in zip([channels, *widths], widths, strict=False):
-            modules.append(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False))
-            modules += [nn.BatchNorm2d(outputs, eps=NORM_EPS), ACTIVATIONS[act]()]
+            modules.append(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=bias))
+            modules += _normalised(outputs, IMAGE_NORMS, self.norm, act)
         return nn.Sequential(*modules, nn.Flatten()).to(memory_format=torch.channels_last)
 
     def _decoder(self, channels: int, widths: list[int], models: Models) -> nn.Sequential:
-        resolution = models.WorldModel.MinRes
+        resolution, bias = models.WorldModel.MinRes, self.norm == "none"
         modules: list[nn.Module] = [
-            nn.Linear(models.Stoch * models.Discrete, self.features, bias=False),
+            nn.Linear(models.Stoch * models.Discrete, self.features, bias=bias),
             nn.Unflatten(-1, (widths[-1], resolution, resolution)),
-            nn.BatchNorm2d(widths[-1], eps=NORM_EPS),
         ]
+        if self.norm != "none":
+            modules.append(IMAGE_NORMS[self.norm](widths[-1], eps=NORM_EPS))
         for inputs, outputs in zip(widths[::-1], widths[-2::-1], strict=False):
-            modules.append(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False))
-            modules += [nn.BatchNorm2d(outputs, eps=NORM_EPS), ACTIVATIONS[models.Act]()]
-        modules += [nn.ConvTranspose2d(widths[0], channels, 4, 2, 1), nn.Sigmoid()]
+            modules.append(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=bias))
+            modules += _normalised(outputs, IMAGE_NORMS, self.norm, models.Act)
+        modules.append(nn.ConvTranspose2d(widths[0], channels, 4, 2, 1))
+        if models.WorldModel.ImageOutput == "sigmoid":
+            modules.append(nn.Sigmoid())
         return nn.Sequential(*modules).to(memory_format=torch.channels_last)
 
     def prepare(self, obs: Tensor) -> Tensor:
@@ -265,12 +344,8 @@ class ImageCodec:
         return rearrange(obs, "n h w c -> n c h w").float().div_(255)
 
     def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
-        """Half the squared error, summed over an image: (N,) float32.
-
-        A value counts 0 if it agrees with its target after rounding to 8 bits.
-        """
-        error = F.hardshrink(decoded.float() - prepared, 0.5 / 255)
-        return 0.5 * error.square().sum(dim=(1, 2, 3))
+        """The function of :data:`IMAGE_LOSSES` that the config names: (N,) float32."""
+        return self._error(decoded, prepared)
 
     def frames(self, prepared: Tensor) -> Tensor:
         """(N, channels, height, width) in [0, 1] -> (N, height, width, channels) uint8."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -34,11 +35,17 @@ class Batch(NamedTuple):
     is_first: Tensor
 
 
+def concatenate(first: Batch, second: Batch) -> Batch:
+    """The sequences of both batches; their lengths are equal."""
+    return Batch(*(torch.cat(pair) for pair in zip(first, second, strict=True)))
+
+
 class Context(NamedTuple):
     """The N replayed states from which imagination starts.
 
     Attributes:
-        latent: (N, S) int64, classes of the posterior's ``z_{t+1}``.
+        latent: (N, S) int64, classes of ``z_{t+1}``, drawn from the posterior, or with STORM from
+            the prior.
         deter: (N, D) ``deter_t``, zeros where step t+1 begins an episode.
         begins: (N,) bool, whether step t+1 begins an episode. Imagination then starts from zero
             states of the sequence model.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,9 +23,38 @@ from pwm_core.models.distributions import (
 )
 from pwm_core.models.fused_norm import fuse_norms
 from pwm_core.models.losses import check_shape, weighted_sum
-from pwm_core.models.networks import NORM_EPS, BatchNorm1d, Codec, GatedUnit, head
+from pwm_core.models.networks import (
+    NORM_EPS,
+    VECTOR_NORMS,
+    BatchNorm1d,
+    Codec,
+    GatedUnit,
+    head,
+)
 from pwm_core.models.sequence_models import make_sequence_model
 from pwm_core.models.types import Batch, Context, Metrics
+
+
+def gated_prior(models: Models) -> nn.Sequential:
+    """A gated unit, a linear layer and BatchNorm: (N, D) -> logits (N, S*K)."""
+    config, width, latent_width = models.WorldModel, models.Hidden, models.Stoch * models.Discrete
+    return nn.Sequential(
+        GatedUnit(width, config.BlockAct, config.PriorDropout),
+        nn.Linear(width, latent_width),
+        BatchNorm1d(latent_width, eps=NORM_EPS),
+    )
+
+
+def linear_prior(models: Models) -> nn.Sequential:
+    """A linear layer, the prior of STORM: (N, D) -> logits (N, S*K)."""
+    return nn.Sequential(nn.Linear(models.Hidden, models.Stoch * models.Discrete))
+
+
+PRIORS: dict[str, Callable[[Models], nn.Sequential]] = {
+    "gated": gated_prior,
+    "linear": linear_prior,
+}
+"""The keys are the values of ``Models.WorldModel.Prior``."""
 
 
 class WorldModel(nn.Module):
@@ -42,20 +73,20 @@ class WorldModel(nn.Module):
         self.stoch, self.classes, self.width = models.Stoch, models.Discrete, width
         latent_width = models.Stoch * models.Discrete
         self.encoder, self.decoder = codec.encoder, codec.decoder
-        self.posterior = nn.Sequential(nn.Linear(codec.features, latent_width, bias=False))
-        if config.PosteriorNorm:
-            self.posterior.append(BatchNorm1d(latent_width, eps=NORM_EPS))
-        self.sequence = make_sequence_model(models, policy.num_actions)
-        self.prior = nn.Sequential(
-            GatedUnit(width, config.BlockAct, config.PriorDropout),
-            nn.Linear(width, latent_width),
-            BatchNorm1d(latent_width, eps=NORM_EPS),
+        self.posterior = nn.Sequential(
+            nn.Linear(codec.features, latent_width, bias=config.PosteriorBias)
         )
+        if config.PosteriorNorm:
+            norm = "layer" if config.PosteriorNorm == "layer" else "batch"
+            self.posterior.append(VECTOR_NORMS[norm](latent_width, eps=NORM_EPS))
+        self.sequence = make_sequence_model(models, policy.num_actions)
+        self.prior = PRIORS[config.Prior](models)
         for logits in (self.posterior, self.prior):
-            if isinstance(logits[-1], BatchNorm1d):
+            if isinstance(logits[-1], BatchNorm1d | nn.LayerNorm):
                 nn.init.constant_(logits[-1].weight, config.LatentGain)
-        self.reward_head = head(width, width, layers, models.Act, models.NumBin)
-        self.done_head = head(width, width, layers, models.Act, 1)
+        shape = (width, width, layers, models.Act)
+        self.reward_head = head(*shape, models.NumBin, zero=models.ZeroHeads)
+        self.done_head = head(*shape, 1, zero=models.ZeroHeads)
         self.two_hot = SymlogTwoHot(models.NumBin, models.MaxBin)
         fuse_norms(self, config.Kernels)
         self.loss_weights = {
@@ -163,6 +194,26 @@ class WorldModel(nn.Module):
         steps = slice(length - 1 - starts, length - 1)
         deter = deter[:, steps].flatten(0, 1).masked_fill(begins.unsqueeze(-1), 0.0)
         return Context(latent[:, length - starts :].flatten(0, 1), deter, begins, steps, history)
+
+    @torch.no_grad()
+    def predicted_context(self, batch: Batch) -> Context:
+        """The states after the last step of each sequence, to imagine from as STORM does.
+
+        The latent is one that the prior predicts. Call it in eval mode.
+
+        Args:
+            batch: N sequences, each followed by a step of the same episode.
+        """
+        size, length = batch.is_first.shape
+        post = self.encode(self.codec.prepare(batch.obs.flatten(0, 1)))
+        latent = sample_index(post).view(size, length, -1)
+        deter, history = self.sequence(
+            latent, self.policy.encode(batch.action), batch.is_first, return_history=True
+        )
+        deter = deter[:, -1]  # (N, D)
+        predicted = sample_index(self.predict_latent(deter))
+        begins = torch.zeros_like(batch.is_first[:, -1])
+        return Context(predicted, deter, begins, slice(length - 1, length), history)
 
     def predict(self, deter: Tensor) -> tuple[Tensor, Tensor]:
         """``deter`` (..., D) -> reward (...) float32, and (...) bool: the episode continues."""

@@ -166,7 +166,8 @@ class RunFolder:
         """
         before, now = self.config(defaults).model_dump(), config.model_dump()
         was, trained = self.metadata(), max(self.steps(), default=0)
-        pairs = [(key, was.get(key), metadata[key]) for key in ("domain", "task")]
+        known = ("domain", "task", "demonstration")
+        pairs = [(key, was.get(key), metadata.get(key)) for key in known]
         pairs += [(key, old, _at(now, key)) for key, old in leaves(before).items()]
 
         def allowed(key: str, old: Any, new: Any) -> bool:

@@ -15,7 +15,7 @@ from pwm_core.config import Config
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.distributions import sample_index
 from pwm_core.models.imagination import evaluate, imagine, imagined_step
-from pwm_core.models.types import Batch, Metrics, Trajectory
+from pwm_core.models.types import Batch, Context, Metrics, Trajectory, concatenate
 from pwm_core.models.world_model import WorldModel
 from pwm_core.runtime import has_bfloat16, to_device
 from pwm_core.training.acting import ActingState
@@ -72,6 +72,7 @@ class Agent:
         self.uses_cuda_graph = "graph" in mode and device.type == "cuda"
         self._captured: list[CapturedUpdate] = []
         compiled = partial(torch.compile, dynamic=False) if mode.startswith("compile") else _as_is
+        self._compiled = compiled  # for subclasses
         self._world_model_loss = compiled(self.world_model.loss)
         self._context = compiled(self.world_model.context)
         self._imagine = partial(imagine, step=compiled(imagined_step), evaluate=compiled(evaluate))
@@ -90,13 +91,35 @@ class Agent:
 
     # ------------------------------------------------------------------------- one training step
 
+    def draw(
+        self, replay: ReplayBuffer, demonstration: ReplayBuffer | None = None
+    ) -> tuple[Batch, ...]:
+        """The replayed sequences of one training step, as :meth:`update` takes them.
+
+        Args:
+            replay: what the agent has done.
+            demonstration: a recorded trajectory, of which some sequences are added.
+        """
+        settings = self.config.JointTrainAgent
+        batch = replay.sample(settings.BatchSize, settings.BatchLength)
+        if demonstration is None:
+            return (batch,)
+        added = demonstration.sample(settings.DemonstrationBatchSize, settings.BatchLength)
+        return (concatenate(batch, added),)
+
     def update(
-        self, batch: Batch, *, world_model: bool = True, actor_critic: bool = True
+        self,
+        batch: Batch,
+        contexts: Batch | None = None,
+        *,
+        world_model: bool = True,
+        actor_critic: bool = True,
     ) -> Metrics:
         """One training step: update the world model on ``batch``, then the actor-critic inside it.
 
         Args:
             batch: replayed sequences.
+            contexts: the sequences that imagination starts from, if it is not ``batch``.
             world_model, actor_critic: which of the two updates to make.
 
         Returns:
@@ -106,7 +129,7 @@ class Agent:
         if world_model:
             metrics |= self.train_world_model(batch)
         if actor_critic:
-            metrics |= self.train_actor_critic(self.imagine(batch))
+            metrics |= self.train_actor_critic(self.imagine(batch, contexts))
         return metrics
 
     def train_world_model(self, batch: Batch) -> Metrics:
@@ -118,21 +141,26 @@ class Agent:
             metrics["grad_norm"] = apply(loss)
         return {f"WorldModel/{name}": value for name, value in metrics.items()}
 
-    def imagine(self, batch: Batch) -> Trajectory:
-        """Rollouts of the policy inside the world model that start from the states of ``batch``."""
+    def imagine(self, batch: Batch, contexts: Batch | None = None) -> Trajectory:
+        """Rollouts of the policy inside the world model that start from the states of ``batch``, or
+        of ``contexts`` if they are given."""
         settings = self.config.JointTrainAgent
         self.world_model.eval()
-        rows = Batch(*(field[: settings.ImagineBatchSize] for field in batch))
         half = self._half.used() if self._half else contextlib.nullcontext()
         with self.autocast(), half:
-            context = self._context(rows, settings.ImagineContext)
             return self._imagine(
                 self.world_model,
                 self.actor_critic,
-                context,
+                self._starts(batch if contexts is None else contexts),
                 settings.ImagineHorizon,
                 self.config.discount,
             )
+
+    def _starts(self, batch: Batch) -> Context:
+        """The states of ``batch`` that imagination starts from."""
+        settings = self.config.JointTrainAgent
+        rows = Batch(*(field[: settings.ImagineBatchSize] for field in batch))
+        return self._context(rows, settings.ImagineContext)
 
     def train_actor_critic(self, trajectory: Trajectory) -> Metrics:
         """``AgentUpdate`` updates on imagined rollouts; returns the metrics of the last one."""
@@ -144,25 +172,26 @@ class Agent:
             self.actor_critic.update_slow_critic()
         return {f"ActorCritic/{name}": value for name, value in metrics.items()}
 
-    def training_step(self, replay: ReplayBuffer) -> Callable[..., Metrics]:
-        """A function that samples a batch and calls :meth:`update` with its own arguments.
+    def training_step(
+        self, replay: ReplayBuffer, demonstration: ReplayBuffer | None = None
+    ) -> Callable[..., Metrics]:
+        """A function that samples with :meth:`draw` and calls :meth:`update` with its own
+        arguments.
 
         It runs eagerly or as a CUDA graph, depending on ``BasicSettings.Compile``.
         """
-        settings = self.config.JointTrainAgent
 
-        def sample() -> Batch:
-            return replay.sample(settings.BatchSize, settings.BatchLength)
+        def sample() -> tuple[Batch, ...]:
+            return self.draw(replay, demonstration)
 
         if not self.uses_cuda_graph:
-            return lambda **due: self.update(sample(), **due)
+            return lambda **due: self.update(*sample(), **due)
         check = None
         if self.config.BasicSettings.GraphCheck:
             modules = [self.world_model, self.actor_critic]
             check = partial(difference, modules, list(self.optimizers.values()))
-        captured = CapturedUpdate(
-            self.update, sample, on_device=replay.place.type == "cuda", check=check
-        )
+        places = {buffer.place.type for buffer in (replay, demonstration) if buffer is not None}
+        captured = CapturedUpdate(self.update, sample, on_device=places == {"cuda"}, check=check)
         self._captured.append(captured)
         return captured
 
@@ -213,10 +242,21 @@ class Agent:
         with self.autocast():
             latent = sample_index(model.encode(model.codec.prepare(obs)))
             deter, sequence = state.reset(is_first)
-            action = self.actor_critic.act(deter, latent, greedy=greedy)
+            action = self._choose(deter, latent, is_first, greedy)
             deter = model.sequence.step(latent, model.policy.encode(action), sequence)
         state.copy_(deter.float(), sequence)
         return action
+
+    def _choose(self, deter: Tensor, latent: Tensor, is_first: Tensor, greedy: bool) -> Tensor:
+        """Actions (N,) or (N, A).
+
+        Args:
+            deter: (N, D) ``deter_{t-1}``, zeros where an episode begins.
+            latent: (N, S) int64, the latent of the observation.
+            is_first: (N,) bool, whether the observation begins an episode.
+            greedy: take the policy's mode instead of a sample.
+        """
+        return self.actor_critic.act(deter, latent, greedy=greedy)
 
     # ------------------------------------------------------------------------------------ saving
 

@@ -94,16 +94,16 @@ class CudaGraph(Generic[Output]):
 
 
 class CapturedUpdate:
-    """Sampling a batch and ``Agent.update`` as CUDA graphs, one for each combination of flags.
+    """Sampling and ``Agent.update`` as CUDA graphs, one for each combination of flags.
 
     Where capturing fails, and where the check finds a difference, one line says so, and all updates
     run eagerly.
 
     Args:
         update: ``Agent.update``.
-        sample: draws a batch.
+        sample: draws the batches of an update.
         on_device: whether ``sample`` runs on the device and so becomes part of the graph. If not,
-            each batch is copied into the tensors that the graph reads.
+            the batches are copied into the tensors that the graph reads.
         check: compares an eager and a captured step before the first update of both parts, as
             :func:`pwm_core.training.graph_check.difference` does; returns what differs, or None.
         capture: see :class:`CudaGraph`.
@@ -112,7 +112,7 @@ class CapturedUpdate:
     def __init__(
         self,
         update: Callable[..., Metrics],
-        sample: Callable[[], Batch],
+        sample: Callable[[], tuple[Batch, ...]],
         *,
         on_device: bool,
         check: Callable[[Step, Step], str | None] | None = None,
@@ -121,11 +121,11 @@ class CapturedUpdate:
         self._update, self._sample, self._on_device = update, sample, on_device
         self._check, self._capture = check, capture
         self._graphs: dict[tuple[bool, bool], CudaGraph[Metrics]] = {}
-        self._batch: Batch | None = None
+        self._batches: tuple[Batch, ...] = ()
         self.eager = False
 
     def __call__(self, *, world_model: bool, actor_critic: bool) -> Metrics:
-        """Sample a batch and update on it; metrics are scalars on the device."""
+        """Sample batches and update on them; metrics are scalars on the device."""
         due = (world_model, actor_critic)
         try:
             if self._check and all(due) and not self.eager:
@@ -142,7 +142,7 @@ class CapturedUpdate:
         return self._eagerly(due)
 
     def _eagerly(self, due: tuple[bool, bool]) -> Metrics:
-        return self._update(self._sample(), world_model=due[0], actor_critic=due[1])
+        return self._update(*self._sample(), world_model=due[0], actor_critic=due[1])
 
     def _captured(self, due: tuple[bool, bool]) -> Metrics:
         if not self._on_device:
@@ -150,7 +150,9 @@ class CapturedUpdate:
         if due not in self._graphs:
             self._graphs[due] = CudaGraph(
                 lambda: self._update(
-                    self._batch or self._sample(), world_model=due[0], actor_critic=due[1]
+                    *(self._batches or self._sample()),
+                    world_model=due[0],
+                    actor_critic=due[1],
                 ),
                 self._capture,
             )
@@ -160,12 +162,13 @@ class CapturedUpdate:
         """Forget the graphs, which read tensors that are there no longer; new ones are captured."""
         self._graphs.clear()
 
-    def _copy_in(self, batch: Batch) -> None:
-        """Copy ``batch`` into the tensors that the graph reads."""
-        if self._batch is None:
-            self._batch = Batch(*(field.clone() for field in batch))
-        for static, field in zip(self._batch, batch, strict=True):
-            static.copy_(field, non_blocking=True)
+    def _copy_in(self, batches: tuple[Batch, ...]) -> None:
+        """Copy ``batches`` into the tensors that the graph reads."""
+        if not self._batches:
+            self._batches = tuple(Batch(*(x.clone() for x in batch)) for batch in batches)
+        for mine, batch in zip(self._batches, batches, strict=True):
+            for static, field in zip(mine, batch, strict=True):
+                static.copy_(field, non_blocking=True)
 
 
 class CapturedActing:

@@ -22,13 +22,12 @@ def diagnose(agent: Agent, replay: ReplayBuffer) -> str:
 
 @torch.no_grad()
 def _losses(agent: Agent, replay: ReplayBuffer) -> str:
-    settings = agent.config.JointTrainAgent
-    batch = replay.sample(settings.BatchSize, settings.BatchLength)
+    batches = agent.draw(replay)
     with agent.autocast():
-        metrics = agent.world_model.train().loss(batch)[1]
+        metrics = agent.world_model.train().loss(batches[0])[1]
     bad = [f"WorldModel/{key}" for key, value in metrics.items() if not torch.isfinite(value)]
     if not bad:
-        trajectory = agent.imagine(batch)
+        trajectory = agent.imagine(*batches)
         with agent.autocast():
             metrics = agent.actor_critic.loss(trajectory)[1]
         bad = [f"ActorCritic/{key}" for key, value in metrics.items() if not torch.isfinite(value)]

@@ -268,6 +268,19 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int, length: int) -> Batch:
         """``batch_size`` sequences of ``length`` steps on the training device."""
-        env, steps = self.sample_indices(batch_size, length)
+        return self._read_sequences(*self.sample_indices(batch_size, length))
+
+    def sample_contexts(self, batch_size: int, length: int) -> Batch:
+        """Sequences as :meth:`sample` draws them, each followed by a step of the same episode.
+
+        Where the step after a sequence begins an episode, the sequence is moved on by one step, so
+        that it ends in the first step of that episode.
+        """
+        env, steps = self.sample_indices(batch_size, length + 1)
+        begins = self._data["is_first"][env, steps[:, -1]].unsqueeze(1)  # (B, 1)
+        return self._read_sequences(env, torch.where(begins, steps[:, 1:], steps[:, :-1]))
+
+    def _read_sequences(self, env: Tensor, steps: Tensor) -> Batch:
+        """The steps at environments (B,) and ring positions (B, T), on the training device."""
         picked = {name: stored[env.unsqueeze(1), steps] for name, stored in self._data.items()}
         return Batch(**{name: to_device(value, self.device) for name, value in picked.items()})

@@ -30,6 +30,7 @@ class Trainer:
         tracker, folder: the destinations of metrics and checkpoints.
         rng: draws the warm-up's actions.
         keep: keep the weights of this many checkpoints; None keeps all.
+        demonstration: a recorded trajectory that takes part in every update.
     """
 
     def __init__(
@@ -43,13 +44,14 @@ class Trainer:
         folder: RunFolder,
         rng: np.random.Generator,
         keep: int | None = None,
+        demonstration: ReplayBuffer | None = None,
     ) -> None:
         self.settings, self.task = config.JointTrainAgent, task
         self.env, self.agent, self.replay, self.tracker = env, agent, replay, tracker
         self.progress = Progress.fresh(env, agent, replay, tracker, rng)
         self.checkpointer = Checkpointer(self.progress, folder, keep, tracker.writer)
         self.points = folder.points
-        self.training_step = agent.training_step(replay)
+        self.training_step = agent.training_step(replay, demonstration)
         self.signals = Signals()
 
     def resume(self, point: Point, content: dict[str, Any]) -> None:

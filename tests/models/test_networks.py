@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pwm_core.models import networks
-from pwm_core.models.networks import BatchNorm1d, ImageCodec, LatentLinear, sum_rows
+from pwm_core.models.networks import BatchNorm1d, ImageCodec, LatentLinear, LayerNorm2d, sum_rows
 from pwm_dmc.world_model import VectorCodec
 from tests.helpers import (
     CLASSES,
@@ -116,6 +117,30 @@ def test_the_image_loss_ignores_pixels_that_agree_at_8_bits() -> None:
     torch.testing.assert_close(codec.loss(vector, other), 0.5 * (vector - other).square().sum(-1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_image_loss_equals_its_plain_form(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    codec = ImageCodec(load_small().Models, (16, 16, 3))
+    prepared = codec.prepare(torch.randint(0, 256, (5, 16, 16, 3), dtype=torch.uint8))
+    decoded = (prepared + torch.randn_like(prepared) / 255).to(dtype).requires_grad_()
+    loss = codec.loss(decoded, prepared)
+    plain = 0.5 * F.hardshrink(decoded.float() - prepared, 0.5 / 255).square().sum((1, 2, 3))
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
+    weight = torch.randn(5)
+    (gradient,) = torch.autograd.grad((loss * weight).sum(), decoded)
+    (expected,) = torch.autograd.grad((plain * weight).sum(), decoded)
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=0)
+
+
+def test_the_image_loss_of_a_nan_is_nan() -> None:
+    codec = ImageCodec(load_small().Models, (16, 16, 3))
+    prepared = codec.prepare(torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
+    decoded = prepared.clone()
+    decoded[1, 0, 3, 3] = float("nan")
+    assert codec.loss(decoded, prepared).isnan().tolist() == [False, True]
+
+
 def test_images_are_scaled_to_one_and_back() -> None:
     codec = ImageCodec(load_small().Models, (16, 16, 3))
     obs = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
@@ -123,3 +148,40 @@ def test_images_are_scaled_to_one_and_back() -> None:
     torch.testing.assert_close(prepared, obs.permute(0, 3, 1, 2) / 255)
     assert prepared.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(codec.frames(prepared), obs)
+
+
+@torch.no_grad()
+def test_layer_norm_of_an_image_is_over_the_channels_of_a_position() -> None:
+    norm = LayerNorm2d(6, eps=1e-5)
+    disturb(norm)
+    x = torch.randn(2, 6, 4, 4)
+    found = norm(x.to(memory_format=torch.channels_last))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    mean, variance = x.mean(1, keepdim=True), x.var(1, correction=0, keepdim=True)
+    scale, shift = (p.view(1, 6, 1, 1) for p in (norm.weight, norm.bias))
+    torch.testing.assert_close(found, (x - mean) / (variance + 1e-5).sqrt() * scale + shift)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "vector"),
+    [
+        ("auto", nn.BatchNorm2d, nn.LayerNorm),
+        ("batch", nn.BatchNorm2d, BatchNorm1d),
+        ("layer", LayerNorm2d, nn.LayerNorm),
+        ("none", None, None),
+    ],
+)
+def test_every_layer_of_a_codec_is_normalised_as_configured(
+    name: str, image: type | None, vector: type | None
+) -> None:
+    """Layers that a normalisation follows have no bias, and others have one."""
+    models = load_small(f"Models.WorldModel.CodecNorm={name}").Models
+    norms = (nn.BatchNorm2d, nn.LayerNorm, nn.BatchNorm1d)
+    for codec, kind in ((ImageCodec(models, (16, 16, 3)), image), (VectorCodec(models, 5), vector)):
+        for part, unnormalised in ((codec.encoder, 0), (codec.decoder, 1)):
+            layers = [m for m in part if hasattr(m, "weight") and not isinstance(m, norms)]
+            found = [type(m) for m in part if isinstance(m, norms)]
+            assert found == [kind] * (len(layers) - unnormalised) if kind else found == []
+            has_bias = [layer.bias is not None for layer in layers]
+            normalised = len(layers) - unnormalised
+            assert has_bias == [kind is None] * normalised + [True] * unnormalised

@@ -108,7 +108,7 @@ def block_by_hand(block: LinearAttentionBlock, u: Tensor, is_first: Tensor) -> T
     projections = w["projections.weight"].chunk(4)
     query, key, value, receptance = projections
     assert query.shape == (block.inner, block.width)
-    mu = torch.sigmoid(w["mix"] + 1)
+    mu = torch.sigmoid(w["mix"] + 1) if "mix" in w else 1.0
     outputs = torch.zeros_like(u).double()
     for b in range(u.shape[0]):
         state = torch.zeros(block.inner, block.inner).double()
@@ -119,7 +119,10 @@ def block_by_hand(block: LinearAttentionBlock, u: Tensor, is_first: Tensor) -> T
             x = u[b, t].double()
             q, k = 1 + F.elu(query @ x), 1 + F.elu(key @ x)
             v = torch.sigmoid(receptance @ x) * (value @ x)
-            g = torch.sigmoid(w["decay.weight"] @ (mu * x + (1 - mu) * before))
+            if "decay.weight" in w:
+                g = torch.sigmoid(w["decay.weight"] @ (mu * x + (1 - mu) * before))
+            else:
+                g = torch.sigmoid(w["decay.bias"]) if "decay.bias" in w else torch.ones(len(q))
             state = g[:, None] * state + k[:, None] * v[None, :]
             o = q @ state
             if "attention_norm.weight" in w:
@@ -133,13 +136,26 @@ def block_by_hand(block: LinearAttentionBlock, u: Tensor, is_first: Tensor) -> T
     return outputs
 
 
-@pytest.mark.parametrize("rms_norm", ["true", "false"])
+DECAY = {"mix", "decay.weight", "decay.bias"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "parameters"),
+    [
+        ("RMSNorm=true", {"mix", "decay.weight"}),
+        ("RMSNorm=false", {"mix", "decay.weight"}),
+        ("TokenMixing=false", {"decay.weight"}),
+        ("Decay=learned", {"decay.bias"}),
+        ("Decay=none", set()),
+    ],
+)
 @torch.no_grad()
-def test_a_block_computes_the_equations(rms_norm: str) -> None:
-    config = load_small(f"Models.WorldModel.RMSNorm={rms_norm}")
+def test_a_block_computes_the_equations(variant: str, parameters: set[str]) -> None:
+    config = load_small(f"Models.WorldModel.{variant}")
     torch.manual_seed(0)
     block = LinearAttentionBlock(config.Models).eval()
     disturb(block)
+    assert block.state_dict().keys() & DECAY == parameters
     u, is_first = torch.randn(3, 9, WIDTH), Data(3, 9, FIRSTS).batch(config).is_first
     found, _ = block(u, is_first)
     torch.testing.assert_close(found.double(), block_by_hand(block, u, is_first), **CLOSE)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from results import aggregates
-from results.aggregates import Matrix, intervals, make_matrix
+from results.aggregates import Matrix, intervals, make_matrix, mean_intervals
 
 
 def test_aggregates_by_hand() -> None:
@@ -86,3 +86,16 @@ def test_matrix_keeps_the_seeds_that_all_tasks_have() -> None:
     (line,) = problems
     assert "leave out seed 2 of b" in line
     assert "here" in line
+
+
+def test_the_interval_of_a_mean_is_that_of_resampled_runs() -> None:
+    """Of two runs, a quarter of the samples holds the lower one twice."""
+    values = np.array([[0.0, 5.0], [1.0, 5.0]])
+    low, high = mean_intervals(values, 4000)
+    assert (low[0], high[0]) == (0.0, 1.0)
+    assert (low[1], high[1]) == (5.0, 5.0)
+    many = np.random.default_rng(1).normal(3, 2, (400, 1))
+    low, high = mean_intervals(many, 2000)
+    error = many.std() / 20
+    np.testing.assert_allclose([low[0], high[0]], many.mean() + 1.96 * error * np.array([-1, 1]),
+                               atol=0.05)  # fmt: skip

@@ -65,6 +65,19 @@ def test_every_published_column_has_a_source_and_a_protocol() -> None:
     assert {method for method, value in sticky.items() if value} == {"STORM"}
 
 
+def test_the_seeds_of_a_column_have_its_means() -> None:
+    """STORM's 26 games x 5 seeds, whose human-normalised mean is 1.22."""
+    table = BY_NAME["atari100k"]
+    seeds = table.seeds["STORM"]
+    assert seeds.shape == (26, table.columns["STORM"].runs) == (26, 5)
+    means, column = seeds.mean(axis=1), table.scores["STORM"]
+    assert list(means.index) == list(column.index)
+    np.testing.assert_allclose(means, column, rtol=1e-3, atol=0.01)
+    normalised = NORMALISE.seeds(table, "STORM")
+    assert normalised.loc["Pong", "seed_1"] == NORMALISE("atari", "Pong", seeds.loc["Pong"].iloc[0])
+    assert normalised.to_numpy().mean() == pytest.approx(1.222, abs=1e-3)
+
+
 def test_a_column_without_a_protocol_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("task,frames,Ours\nPong,400000,1\n")
     (tmp_path / "mine.yaml").write_text(

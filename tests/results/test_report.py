@@ -36,7 +36,16 @@ def test_report_of_two_games(folders: Folders) -> None:
     assert found["optimality gap"] == pytest.approx(1 - found["mean"])
     better = folders.table("atari_improvement")
     assert better.y.tolist() == ["STORM (published results)"], "the only one with sticky actions"
-    assert better.value[0] == pytest.approx((1 / 2 + 0) / 2)
+    # Of STORM's published seeds of Pong both of ours exceed 2 of 5, and of Boxing none.
+    assert better.value[0] == pytest.approx((2 / 5 + 0) / 2)
+    seeds = folders.table("atari_published_seeds").set_index(["method", "task"]).loc["STORM"]
+    assert (len(seeds), set(seeds.runs)) == (26 + 4, {5})
+    assert seeds.value["Pong"] == pytest.approx(11.28)
+    assert seeds.value["mean"] == pytest.approx(1.222, abs=1e-3)
+    assert (seeds.low <= seeds.value).all()
+    assert (seeds.value <= seeds.high).all()
+    assert seeds.low["Pong"] < 5 < 17 < seeds.high["Pong"]
+    assert "STORM, published seeds" in (report / "report.md").read_text()
     for name in ("scores", "aggregates", "curves"):
         assert (report / f"atari_{name}.png").stat().st_size > 5000
         assert (report / f"atari_{name}.pdf").read_bytes().startswith(b"%PDF")
@@ -122,7 +131,7 @@ def test_no_aggregates_of_a_single_task(folders: Folders) -> None:
     assert details.matrices(found.panels[0], found) == {}
     assert [row[0] for row in headline.headline_table(found.panels[0], found).rows] == ["Pong"]
     assert {path.stem for path in folders.report().glob("*.csv")} == {
-        "atari_scores", "published", "runs",
+        "atari_scores", "atari_published_seeds", "published", "runs",
     }  # fmt: skip
 
 

@@ -25,6 +25,8 @@ from tests.results.folders import Folders
          "tiny"),
         ("atari_tiny.yaml", ["JointTrainAgent={SampleMaxSteps: 9000, BufferMaxLength: 2000}"],
          "tiny, buffer max length 2000"),
+        ("STORM.yaml", ["BasicSettings.Seed=7"], "STORM"),
+        ("STORM_tiny.yaml", ["Models.Agent.Gamma=0.9"], "STORM tiny, gamma 0.9"),
     ],
 )  # fmt: skip
 def test_names_of_configs(path: str, overrides: list[str], name: str) -> None:

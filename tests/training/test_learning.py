@@ -21,8 +21,8 @@ from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
 from pwm_core.runtime import find_device, seed_everything
 from pwm_core.train import train
-from pwm_core.training.agent import Agent
 from pwm_core.training.evaluation import evaluate
+from pwm_core.training.methods import make_agent as make_method
 from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
 from pwm_core.training.trainer import Trainer
 from pwm_dmc.train import DMC
@@ -39,20 +39,35 @@ CATCH = [
     "Models.Agent={LR: 3e-4, EntropyCoef: 3e-3}",
 ]
 
+# Without BatchNorm on the latents' logits, the world model sees the ball only after some 600
+# updates. Contexts of half an episode are enough.
+STORM_CATCH = [
+    *CATCH,
+    "JointTrainAgent={SampleMaxSteps: 6000, BufferMaxLength: 6000, ImagineContextLength: 4}",
+]
+MINUTES = {"atari_tiny.yaml": 8, "STORM_tiny.yaml": 16}
+"""Within which two seeds learn Catch side by side, by config file."""
 
-def train_catch(seed: int, folder: Path) -> tuple[float, float]:
-    """Train on Catch and evaluate 100 episodes: (share caught before, share caught after)."""
+
+def train_catch(file: str, seed: int, folder: Path) -> tuple[float, float]:
+    """Train on Catch and evaluate 100 episodes: (share caught before, share caught after).
+
+    Args:
+        file: the config file.
+    """
     torch.set_num_threads(1)  # the two seeds run side by side, a core each
     device = find_device("cpu")
     config = load_config(
-        "config_files/atari_tiny.yaml", defaults="config_files/atari.yaml", overrides=CATCH
+        f"config_files/{file}",
+        defaults="config_files/atari.yaml",
+        overrides=STORM_CATCH if file.startswith("STORM") else CATCH,
     )
     settings = config.JointTrainAgent
     rng = seed_everything(seed)
     env, policy = Catch(settings.NumEnvs, seed), CategoricalPolicy(3)
     shape = env.observation_space.shape
     world_model = WorldModel(config.Models, ImageCodec(config.Models, shape), policy)
-    agent = Agent(config, world_model, ActorCritic(config.Models, policy), device)
+    agent = make_method(config, world_model, ActorCritic(config.Models, policy), device)
     spec = TransitionSpec(Field(shape, torch.uint8), Field((), torch.int64))
     replay = ReplayBuffer(spec, settings.NumEnvs, settings.BufferMaxLength, device)
     run = RunFolder("catch", LogDir(folder))
@@ -69,18 +84,24 @@ def train_catch(seed: int, folder: Path) -> tuple[float, float]:
 
 
 @pytest.mark.slow
-def test_catch_is_learnt_from_pixels(tmp_path: Path) -> None:
-    """Two seeds learn to catch at least 80 % of the balls within 8 minutes."""
+@pytest.mark.parametrize("file", MINUTES)
+def test_catch_is_learnt_from_pixels(file: str, tmp_path: Path) -> None:
+    """Two seeds learn to catch at least 80 % of the balls.
+
+    STORM moves at random at an episode's first step, so it can catch 97 % at most.
+    """
     seeds = (1, 2)
     began = time.monotonic()
     folders = [tmp_path / str(seed) for seed in seeds]
     with multiprocessing.get_context("spawn").Pool(len(seeds)) as pool:
-        results = pool.starmap(train_catch, zip(seeds, folders, strict=True))
+        results = pool.starmap(
+            train_catch, [(file, *each) for each in zip(seeds, folders, strict=True)]
+        )
     minutes = (time.monotonic() - began) / 60
     print(f"caught before and after, per seed: {results}; {minutes:.1f} minutes")
     assert all(before < 0.4 for before, _ in results)
     assert all(after >= 0.8 for _, after in results)
-    assert minutes < 8
+    assert minutes < MINUTES[file]
 
 
 def train_balance(seed: int, folder: Path) -> tuple[float, dict[int, float]]:

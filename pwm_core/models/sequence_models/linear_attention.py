@@ -175,6 +175,28 @@ def _trunc_normal(width: int, fan: float) -> Tensor:
     return nn.init.trunc_normal_(torch.empty(width), std=std, a=-2 * std, b=2 * std)
 
 
+class ConstantDecay(nn.Module):
+    """A decay that does not depend on the inputs: one learned number a channel, or 1.
+
+    Args:
+        width: D; learned numbers are drawn as the bias of an ``nn.Linear(width, inner)``.
+        inner: E.
+        learned: whether it is learned.
+    """
+
+    def __init__(self, width: int, inner: int, *, learned: bool) -> None:
+        super().__init__()
+        bound = width**-0.5
+        if learned:
+            self.bias = nn.Parameter(torch.empty(inner).uniform_(-bound, bound))
+        else:
+            self.register_buffer("bias", torch.full((inner,), torch.inf), persistent=False)
+
+    def forward(self, mixed: Tensor) -> Tensor:
+        """(..., D), whose values play no part -> (..., E), whose sigmoid is the decay."""
+        return self.bias.expand(*mixed.shape[:-1], -1).contiguous()
+
+
 class LinearAttentionBlock(nn.Module):
     """Token mixing, linear attention with data-dependent decay, and a gated unit."""
 
@@ -187,11 +209,17 @@ class LinearAttentionBlock(nn.Module):
         self.attend = functools.partial(
             linear_attention, backend=config.Scan, chunk=config.ScanChunk
         )
-        fan = {"width": width, "mean": (width + 1) / 2}[config.MixFan]
-        self.mix = nn.Parameter(_trunc_normal(width, fan))
+        self.mix: nn.Parameter | None = None
+        if config.TokenMixing and config.Decay == "data":
+            fan = {"width": width, "mean": (width + 1) / 2}[config.MixFan]
+            self.mix = nn.Parameter(_trunc_normal(width, fan))
         # W_q, W_k, W_v, W_r as one product; each is initialised like a separate Linear.
         self.projections = nn.Linear(width, 4 * inner, bias=False)
-        self.decay = nn.Linear(width, inner, bias=False)
+        self.decay: nn.Module  # (..., D) -> (..., E), whose sigmoid is the decay g_t
+        if config.Decay == "data":
+            self.decay = nn.Linear(width, inner, bias=False)
+        else:
+            self.decay = ConstantDecay(width, inner, learned=config.Decay == "learned")
         self.attention_norm = nn.RMSNorm(inner, eps=NORM_EPS) if config.RMSNorm else nn.Identity()
         self.output = nn.Linear(inner, width, bias=False)
         self.output_dropout = nn.Dropout(config.Dropout)
@@ -200,6 +228,8 @@ class LinearAttentionBlock(nn.Module):
 
     def _mix(self, u: Tensor, previous: Tensor) -> Tensor:
         """``m_t`` (..., D) of the inputs ``u_t`` and ``u_{t-1}`` (..., D)."""
+        if self.mix is None:
+            return u
         return torch.lerp(previous.to(u.dtype), u, torch.sigmoid(self.mix + 1).to(u.dtype))
 
     def _project(self, u: Tensor, previous: Tensor, keep: Tensor | None) -> tuple[Tensor, ...]:
@@ -398,7 +428,9 @@ class LinearAttention(SequenceModel):
 
     def initial_state(self, count: int, device: torch.device) -> LinearAttentionState:
         """Zero states for ``count`` sequences, in the dtype of the parameters."""
-        zeros = functools.partial(torch.zeros, dtype=self.blocks[0].mix.dtype, device=device)
+        zeros = functools.partial(
+            torch.zeros, dtype=self.blocks[0].output.weight.dtype, device=device
+        )
         return LinearAttentionState(
             [zeros(count, block.width) for block in self.blocks],
             [RecurrentMemory(zeros(count, block.inner, block.inner)) for block in self.blocks],

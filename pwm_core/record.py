@@ -1,0 +1,115 @@
+"""The command ``record.py`` of every domain: play, and write the steps as a recorded trajectory."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from pwm_core.cli import make_agent, overrides, read_config
+from pwm_core.config import Config
+from pwm_core.config_file import load_config
+from pwm_core.domain import Domain, check_task
+from pwm_core.envs import VectorEnv
+from pwm_core.errors import UserError
+from pwm_core.paths import find_logdir
+from pwm_core.runs.recording import Recording, write_recording
+from pwm_core.runs.run_folder import RunFolder
+from pwm_core.runs.tracking import progress_bar
+from pwm_core.runtime import find_device, seed_everything, use_tensor_float, use_threads
+from pwm_core.training.agent import Agent
+from pwm_core.training.evaluation import RandomAgent
+
+RECORDING_SEEDS = 2**33
+"""Added to the seed, so that neither a training nor an evaluation episode is repeated."""
+
+
+def run(domain: Domain, arguments: argparse.Namespace) -> None:
+    """Record ``-steps`` steps of a run's checkpoint, or of random play, into ``-o``.
+
+    Raises:
+        UserError: the flags, the run or the machine do not allow it.
+    """
+    if arguments.output.suffix != ".npz" or arguments.output.exists():
+        raise UserError(f"-o {arguments.output} must be a new file named *.npz")
+    folder = (
+        RunFolder.open(arguments.name, find_logdir(arguments.logdir)) if arguments.name else None
+    )
+    config, task = _config_and_task(domain, arguments, folder)
+    use_threads(config.BasicSettings.Threads)
+    use_tensor_float(config.BasicSettings.TF32)
+    rng = seed_everything(config.BasicSettings.Seed)
+    env = domain.make_env(config, task, 1, config.BasicSettings.Seed + RECORDING_SEEDS)
+    try:
+        agent: Agent | RandomAgent = RandomAgent(env, int(rng.integers(2**32)))
+        about = {"task": task, "seed": config.BasicSettings.Seed}
+        about |= {"protocol": domain.protocol(config), "agent": "random play"}
+        if folder is not None:
+            agent = make_agent(domain, config, env, arguments.device)
+            (step,) = folder.select(arguments.checkpoint)
+            agent.load_weights(folder.load_weights(step, find_device(arguments.device)))
+            about["agent"] = f"{folder.name}, step {step}"
+        recording = play(agent, env, arguments.steps, about, greedy=arguments.greedy)
+    finally:
+        env.close()
+    write_recording(arguments.output, recording)
+    print(f"{arguments.steps} steps of {about['agent']} on {task}: {arguments.output}")
+
+
+def _config_and_task(
+    domain: Domain, arguments: argparse.Namespace, folder: RunFolder | None
+) -> tuple[Config, str]:
+    """The run's own config and task, or those of the flags for random play.
+
+    Raises:
+        UserError: the flags contradict the run, or there is no task.
+    """
+    if folder is None:
+        if arguments.env_name is None:
+            raise UserError("random play needs -env_name; to record a run, name it with -n")
+        config, task = read_config(arguments, domain), arguments.env_name
+    else:
+        config = load_config(
+            folder.path / "config.yaml",
+            defaults=domain.defaults,
+            overrides=overrides(arguments, domain),
+        )
+        task = folder.metadata()["task"]
+        if arguments.env_name not in (None, task):
+            raise UserError(f"run {folder.name} was trained on {task}, not {arguments.env_name}")
+    check_task(domain, config, task, arguments.config_path)
+    return domain.resolve(config, task), task
+
+
+def play(
+    agent: Agent | RandomAgent,
+    env: VectorEnv,
+    steps: int,
+    about: dict[str, Any],
+    *,
+    greedy: bool = False,
+) -> Recording:
+    """The ``steps`` steps that ``agent`` takes in the single environment ``env``.
+
+    Args:
+        about: where the recording is from.
+        greedy: take the policy's mode instead of a sample.
+    """
+    state, obs, is_first = agent.initial_state(1), env.reset(), np.ones(1, bool)
+    taken: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("obs", "action", "reward", "done", "is_first")
+    }
+    returns = []
+    with progress_bar(steps, "step") as bar:
+        for _ in range(steps):
+            action = agent.act(obs, is_first, state, greedy=greedy)
+            result = env.step(action)
+            step = (obs, action, result.reward, result.done, is_first)
+            for values, value in zip(taken.values(), step, strict=True):
+                values.append(np.array(value[0]))
+            obs, is_first = result.obs, result.is_first
+            returns += [finished.episode_return for finished in result.finished]
+            bar.update()
+    arrays = {name: np.stack(values) for name, values in taken.items()}
+    return Recording(**arrays, about=about | {"returns": returns})

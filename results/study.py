@@ -1,0 +1,248 @@
+"""The variants of a sweep against its default: curves, final scores, probability of improvement::
+
+    PAMORL_LOGDIR=studies/ablations python -m results.study ablations
+
+It reads the score files of the runs ``<task>-<variant>-<suffix>-seed<N>`` and their metrics, as a
+sweep with variants leaves them, and writes tables (CSV, Markdown) and figures. Scores are
+normalised to [0, 1] by the least and the largest return that a task allows. Intervals are 95 %
+stratified-bootstrap intervals of rliable over all tasks and seeds of a variant.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pwm_core import cli
+from pwm_core.domain import find_domain
+from pwm_core.errors import UserError
+from pwm_core.paths import find_logdir
+
+BOUNDS = {"Catch": (-1.0, 1.0)}
+"""The least and the largest return of tasks whose benchmark has no ``full_score``."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The final score of one run.
+
+    Attributes:
+        score: mean return of the last checkpoint's evaluation.
+        normalised: the same, 0 at the least and 1 at the largest return of the task.
+        frames: environment steps of training.
+    """
+
+    run: str
+    task: str
+    variant: str
+    seed: int
+    frames: int
+    score: float
+    normalised: float
+
+
+def variant_of(run: str, task: str, suffix: str) -> str | None:
+    """The variant in a run's name, or None if the run is not one of the study's."""
+    found = re.fullmatch(rf"{re.escape(task)}-(.+)-{re.escape(suffix)}-seed\d+", run)
+    return found[1] if found else None
+
+
+def normalise(domain: str, task: str, score: float) -> float:
+    """``score`` as a share of the returns that the task allows.
+
+    Raises:
+        UserError: its returns have no known bounds.
+    """
+    full = find_domain(domain).benchmark.full_score
+    if task not in BOUNDS and full is None:
+        raise UserError(f"the returns of {task} have no known bounds, so they cannot be compared")
+    low, high = BOUNDS.get(task, (0.0, full))
+    return (score - low) / (high - low)
+
+
+def read_outcomes(folder: Path, suffix: str, problems: list[str]) -> list[Outcome]:
+    """The final scores of the study's runs, sorted by variant, task and seed.
+
+    Left out, and named in ``problems``, are runs that have not finished, and evaluations with
+    another setting than the run's own.
+    """
+    from results.scores import read_scores
+
+    found = []
+    for score in read_scores(folder, problems):
+        variant = variant_of(score.run, score.task, suffix)
+        if variant is None or score.evaluation.label:
+            continue
+        if not score.finished:
+            problems.append(f"{score.run}: left out: it has not finished")
+            continue
+        value, domain = score.final.mean, score.conditions.benchmark
+        found.append(
+            Outcome(
+                *(score.run, score.task, variant, score.seed, score.final.frames, value),
+                normalise(domain, score.task, value),
+            )
+        )
+    return sorted(found, key=lambda one: (one.variant, one.task, one.seed))
+
+
+def check_equal_lengths(outcomes: list[Outcome], problems: list[str]) -> None:
+    """Name the tasks whose runs were not all trained for the same number of steps."""
+    lengths: dict[str, set[int]] = defaultdict(set)
+    for one in outcomes:
+        lengths[one.task].add(one.frames)
+    problems += [
+        f"{task}: the runs differ in length: {', '.join(map(str, sorted(found)))} steps"
+        for task, found in lengths.items()
+        if len(found) > 1
+    ]
+
+
+def order(outcomes: list[Outcome], default: str) -> list[str]:
+    """The variants: the default first, the others by name.
+
+    Raises:
+        UserError: there is no run, or none of the default.
+    """
+    names = sorted({one.variant for one in outcomes})
+    if not names:
+        raise UserError("no run of that study has finished; its runs end in -<suffix>-seed<N>")
+    if default not in names:
+        raise UserError(f"there is no run of the variant {default}; there are {', '.join(names)}")
+    return [default, *(name for name in names if name != default)]
+
+
+def tables(
+    outcomes: list[Outcome], variants: list[str], reps: int, problems: list[str]
+) -> dict[str, pd.DataFrame]:
+    """The study's tables by name.
+
+    ``scores`` has a row per run, ``tasks`` and ``summary`` the aggregates of each variant on a
+    task and on all its tasks, ``improvement`` the probability that a variant is better than the
+    default, which is the first of ``variants``.
+    """
+    from results.aggregates import Matrix, improvement, intervals, make_matrix
+
+    normalised: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for one in outcomes:
+        normalised[one.variant][one.task][one.seed] = one.normalised
+
+    def matrix(variant: str, tasks: list[str]) -> Matrix:
+        chosen = {task: normalised[variant][task] for task in tasks}
+        return make_matrix(chosen, variant, problems)
+
+    every = sorted({one.task for one in outcomes})
+    summary = intervals({name: matrix(name, sorted(normalised[name])) for name in variants}, reps)
+    single = []
+    for task in every:
+        own = {name: matrix(name, [task]) for name in variants if task in normalised[name]}
+        single.append(intervals(own, reps).drop(columns="tasks").assign(task=task))
+    pairs = {}
+    for name in variants[1:]:
+        common = sorted(normalised[name].keys() & normalised[variants[0]].keys())
+        if common:
+            pairs[name, variants[0]] = matrix(name, common), matrix(variants[0], common)
+    frames = {
+        "scores": pd.DataFrame(outcomes), "tasks": pd.concat(single, ignore_index=True),
+        "summary": summary, "improvement": improvement(pairs, reps),
+    }  # fmt: skip
+    renamed = {"setting": "variant", "x": "variant", "y": "than"}
+    return {name: frame.rename(columns=renamed) for name, frame in frames.items()}
+
+
+def read_curves(
+    scores: Path, runs: Path, suffix: str, problems: list[str]
+) -> dict[str, dict[str, list]]:
+    """Task -> variant -> the curves of the seeds (:class:`results.curves.Curve`)."""
+    from results import curves
+
+    found: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for curve in curves.read_curves(scores, runs, problems):
+        variant = variant_of(curve.run, curve.task, suffix)
+        if variant is not None:
+            found[curve.task][variant].append(curve)
+    return {task: dict(variants) for task, variants in sorted(found.items())}
+
+
+def write_markdown(made: dict[str, pd.DataFrame], variants: list[str], path: Path) -> None:
+    """Write a page with one line per variant: scores by task, their aggregate, and how probably the
+    variant is better than the default."""
+
+    def between(row: pd.Series) -> str:
+        bounds = "" if pd.isna(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
+        return f"{row['value']:.2f}{bounds}"
+
+    def cell(table: str, variant: str, **where: str) -> str:
+        frame = made[table]
+        for column, value in {"variant": variant, **where}.items():
+            frame = frame[frame[column] == value]
+        return between(frame.iloc[0]) if len(frame) else ""
+
+    tasks = list(dict.fromkeys(made["tasks"]["task"]))
+    header = ["variant", *tasks, "mean", "IQM", f"P(better than {variants[0]})", "runs"]
+    lines = [header, ["---"] * len(header)]
+    for name in variants:
+        row = [cell("tasks", name, task=task, metric="mean") for task in tasks]
+        row += [cell("summary", name, metric=metric) for metric in ("mean", "IQM")]
+        runs = (made["scores"]["variant"] == name).sum()
+        lines.append([name, *row, cell("improvement", name), str(runs)])
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    note = (
+        "Final scores, normalised to [0, 1] by the returns that a task allows; in brackets the "
+        "95 % stratified-bootstrap interval. A variant whose interval of the probability contains "
+        "0.5 cannot be told from the default."
+    )
+    path.write_text(f"{note}\n\n{text}\n", encoding="utf-8")
+
+
+def _arguments() -> cli.argparse.Namespace:
+    parser = cli.Parser(prog="python -m results.study", description=(__doc__ or "").split("::")[0])
+    parser.add_argument("suffix", help="suffix of the sweep, which ends the names of its runs")
+    parser.add_argument("--default", default="default", help="variant to compare with (default)")
+    parser.add_argument("--scores", type=Path, default=find_logdir().scores)
+    parser.add_argument("--runs", type=Path, default=find_logdir().runs)
+    parser.add_argument("-o", "--output", type=Path, default=None, help="<scores>/study_<suffix>")
+    parser.add_argument("--reps", type=int, default=2000, help="bootstrap samples (2000)")
+    arguments = parser.parse_args()
+    if not arguments.scores.is_dir():
+        raise UserError(f"there is no folder {arguments.scores}")
+    if arguments.reps < 100:
+        raise UserError(f"--reps {arguments.reps} is not valid: at least 100 are needed")
+    return arguments
+
+
+def main() -> None:
+    """Parse the flags, write tables and figures, and print where they are and what they lack."""
+    arguments = _arguments()
+    try:
+        from results.study_figures import curve_table, draw_curves, draw_scores
+        from results.style import save
+    except ImportError as error:
+        needed = "requirements-results.txt"
+        raise UserError(f"{error.name} is not installed: pip install -r {needed}") from None
+    problems: list[str] = []
+    outcomes = read_outcomes(arguments.scores, arguments.suffix, problems)
+    variants = order(outcomes, arguments.default)
+    check_equal_lengths(outcomes, problems)
+    made = tables(outcomes, variants, arguments.reps, problems)
+    curves = read_curves(arguments.scores, arguments.runs, arguments.suffix, problems)
+    output = arguments.output or arguments.scores / f"study_{arguments.suffix}"
+    output.mkdir(parents=True, exist_ok=True)
+    for name, frame in {**made, "curves": curve_table(curves)}.items():
+        frame.to_csv(output / f"{name}.csv", index=False, float_format="%.6g")
+    write_markdown(made, variants, output / "study.md")
+    save(draw_scores(made, variants), output / "scores")
+    if curves:
+        save(draw_curves(curves, variants), output / "curves")
+    for line in dict.fromkeys(problems):
+        print(f"note: {line}", file=sys.stderr)
+    print(f"tables and figures: {output.resolve()}")
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

@@ -1,0 +1,70 @@
+"""Catch as a task of Atari: its rules, its config and its checks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pwm_atari.catch import CELLS, Catch
+from pwm_atari.envs import check_task, describe_protocol, make_env
+from pwm_atari.train import ATARI
+from pwm_core.config import Config
+from pwm_core.config_file import leaves, load_config
+from pwm_core.errors import UserError
+from tests.training.test_learning import CATCH
+
+
+def load(file: str = "atari_catch", *overrides: str) -> Config:
+    return load_config(
+        f"config_files/{file}.yaml", defaults="config_files/atari.yaml", overrides=overrides
+    )
+
+
+def test_the_config_is_the_one_that_the_tests_learn_with() -> None:
+    tested = leaves(load("atari_tiny", *CATCH).model_dump())
+    shipped = leaves(load().model_dump())
+    assert {key for key in tested if tested[key] != shipped[key]} == {
+        *(f"BasicSettings.{key}" for key in ("Protocol", "FrameSkip")),
+        *(f"JointTrainAgent.{key}" for key in ("SaveEverySteps", "VideoLogStep")),
+        *(f"JointTrainAgent.{key}" for key in ("EvalEnvs", "EvalEpisodes")),
+    }
+
+
+def test_following_the_ball_catches_it_and_running_away_does_not() -> None:
+    env = make_env(load(), "Catch", 6, 3)
+    assert isinstance(env, Catch)
+    for away, expected in ((False, 1.0), (True, -1.0)):
+        images = env.reset()
+        returns: list[float] = []
+        while len(returns) < 12:
+            cells = images[:, ::8, ::8, 0]  # a ball is (255, 220, 60), the paddle (40, 160, 255)
+            ball, paddle = (cells == 255).any(1).argmax(1), cells[:, -1].argmax(1)
+            action = np.sign(ball - paddle) + 1
+            if away:
+                action = np.where(ball < CELLS // 2, 2, 0)
+            step = env.step(action)
+            images = step.obs
+            returns += [episode.episode_return for episode in step.finished]
+        assert np.mean(returns) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("BasicSettings.Protocol=pamorl", "Protocol = 'pamorl' is not valid: Catch needs catch"),
+        ("BasicSettings.FrameSkip=4", "FrameSkip = 4 is not valid: Catch needs 1"),
+        ("BasicSettings.ObsShape=[32, 32, 3]", "Catch needs \\(64, 64, 3\\)"),
+        ("BasicSettings.ObsType=proprio", "Catch needs visual"),
+    ],
+)
+def test_catch_has_one_set_of_rules(override: str, says: str) -> None:
+    check_task(load(), "Catch")
+    with pytest.raises(UserError, match=says):
+        check_task(load("atari_catch", override), "Catch")
+
+
+def test_games_of_atari_do_not_know_the_protocol_of_catch() -> None:
+    with pytest.raises(UserError, match="'catch' is not valid: it must be pamorl or standard"):
+        check_task(load(), "ALE/Pong-v5")
+    assert describe_protocol(load()) == {"name": "catch"}
+    assert ATARI.benchmark.full_name("Catch") == ATARI.benchmark.short_name("Catch") == "Catch"
