@@ -34,6 +34,10 @@ ON_GPU, WIDTH = "BasicSettings.ReplayBufferOnGPU", "Models.Agent.HiddenDim"
 MODEL_WIDTH = "Models.WorldModel.TransformerHiddenDim"
 NAMES = frozenset({*SIMPLE, SIZE, CHANNELS, ON_GPU, WIDTH})
 """All names that only STORM has. Its other keys have the same name here."""
+SECTIONS = frozenset(
+    ".".join(name.split(".")[:depth]) for name in NAMES for depth in range(1, name.count(".") + 1)
+)
+"""Where those names can stand. Nothing else is looked into, however deeply it is nested."""
 
 
 class Translated(NamedTuple):
@@ -49,10 +53,10 @@ class Translated(NamedTuple):
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``Section.Key`` and value of every leaf."""
+    """``Section.Key`` and value of everything in the sections."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and key not in NAMES:
+        if isinstance(value, Mapping) and key in SECTIONS:
             yield from _flat(value, f"{key}.")
         else:
             yield key, value
@@ -64,7 +68,7 @@ def _without(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if key not in NAMES:
-            nested = isinstance(value, Mapping)
+            nested = isinstance(value, Mapping) and key in SECTIONS
             kept[name] = _without(value, f"{key}.") if nested else value
     return kept
 

@@ -305,7 +305,7 @@ def test_tensorboard_holds_the_metrics(tree: Tree, trained_from_root: Result) ->
     assert not (tree.folder("again") / "wandb").exists()
     (text,) = events.Tensors("config/text_summary")
     shown = text.tensor_proto.string_val[0].decode()
-    assert "    Models:\n      Hidden: 128\n" in shown
+    assert "      Hidden: 128\n" in shown
 
 
 @pytest.mark.parametrize(("name", "frames"), [*zip(VIDEOS, (16, 16, 11, 11, 16), strict=True)])

@@ -42,5 +42,5 @@ def test_both_commands_write_under_the_folder_of_the_flag(
 
 
 def test_an_empty_folder_name_is_refused() -> None:
-    with pytest.raises(UserError, match="-logdir: a folder is needed"):
+    with pytest.raises(UserError, match="-logdir: a path is needed"):
         train_counting("run", "-logdir", "", overrides=SHORT)

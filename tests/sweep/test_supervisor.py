@@ -18,6 +18,7 @@ from sweep import supervisor as module
 from sweep.children import Slot, Work, environment, last_error
 from sweep.local import run_here
 from sweep.places import Places, read_json, write_json
+from sweep.plan import Plan
 from sweep.records import Records, lock_is_held, take_lock
 from sweep.run import Run
 from sweep.schema import Sweep
@@ -158,11 +159,12 @@ def test_a_local_sweep_does_not_wait_for_the_process_before_it(tmp_path: Path) -
     toy = Toy(tmp_path / "toy", "sys.exit(3)")
     sweep = Sweep(name="toys", domain="toy", seeds=(1,), resources={"side_by_side": 1})
     runs = [waiting.run for waiting in toy.supervisor("a", "b")._waiting]
+    plan = Plan(sweep, tuple(runs), {})
     before = {"host": "vm", "process": 1, "token": "zero", "runs": ["a", "b"]}
     write_json(toy.places.sweep("toys") / "local.json", before)
     for token in ("one", "two"):
         with pytest.raises(UserError, match="failed: a, b"):
-            run_here(sweep, lambda: Observer(toy.places, {}, "toys").states(runs), toy.work(token))
+            run_here(plan, lambda: Observer(toy.places, {}, "toys").states(runs), toy.work(token))
     assert len(toy.calls("a")) == len(toy.calls("b")) == 4
 
 
