@@ -3,7 +3,7 @@
 They run a training step as a GPU would, operation by operation, with CUDA's autocast rules, so that
 its kernels can be counted where there is no GPU. Nothing is computed.
 
-A torch build without CUDA needs three more things. Autograd asks the device for its streams, and
+Without a CUDA device, torch needs three more things. Autograd asks the device for its streams, and
 gets the do-nothing answers of the ``meta`` device. Its engine refuses CUDA tensors, so they name
 ``meta`` as their device while gradients are computed; see :meth:`FakeCuda.backward`. Operations
 that are one kernel on CUDA are declared, so that torch does not take them apart; see :data:`WHOLE`.
@@ -40,12 +40,11 @@ def _stand_in_for_cuda() -> torch.library.Library:
     """Let the ``meta`` device answer autograd's questions about streams, and declare WHOLE."""
     declared = torch.library.Library("aten", "IMPL")
     for name in WHOLE:
-        if hasattr(torch.ops.aten, name):
+        if hasattr(torch.ops.aten, name) and not torch.backends.cuda.is_built():
             declared.impl(name, _no_kernel, "CUDA")
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * (max(_DEVICE_TYPES.values()) + 1)).in_dll(library, _GUARDS)
-    if guards[_DEVICE_TYPES["cuda"]] is None:
-        guards[_DEVICE_TYPES["cuda"]] = guards[_DEVICE_TYPES["meta"]]
+    guards[_DEVICE_TYPES["cuda"]] = guards[_DEVICE_TYPES["meta"]]
     return declared  # it lasts as long as this object
 
 
@@ -76,7 +75,7 @@ class FakeCuda(TorchDispatchMode):
         return result
 
     def __enter__(self) -> FakeCuda:
-        if not torch.backends.cuda.is_built():
+        if not torch.cuda.is_available():
             _stand_in_for_cuda()
         self.fake.__enter__()
         return super().__enter__()

@@ -21,6 +21,13 @@ ALONE = (
     *("imagined_step", "recurrence", "recurrence_backward", "norm", "norm_backward"),
 )
 """Operations that no other is fused with."""
+REDUCED = (
+    *("sum", "mean", "argmax", "amax", "_softmax", "_log_softmax", "logsumexp", "prod"),
+    *("native_layer_norm", "native_layer_norm_backward", "native_batch_norm", "_fused_rms_norm"),
+    *("native_batch_norm_backward", "_fused_rms_norm_backward", "linalg_vector_norm"),
+    *("_softmax_backward_data", "_log_softmax_backward_data"),
+)
+"""Operations whose results are not computed again by each reader."""
 CREATED = ("zeros", "ones", "full", "arange", "zeros_like", "ones_like", "full_like", "new_zeros",
            "new_ones", "new_full", "scalar_tensor")  # fmt: skip
 """Constants, which become part of every kernel that reads them, unless it stands alone."""
@@ -59,31 +66,72 @@ class Kernel:
     members: list[int] = field(default_factory=list)
 
 
-def _groups(operations: list[Operation]) -> list[int]:
-    """For each operation, the number of the group that it becomes part of.
+class _Groups:
+    """Groups of operations that become one kernel each, by the number of their first one."""
 
-    An operation joins the newest group that makes one of its inputs, if both go through as many
-    elements, belong to one unit, and no input comes from a kernel that itself follows that group.
-    """
-    made: dict[int, int] = {}  # memory -> the group that wrote it last
-    depth: list[int] = []  # the depth of each group, counted in kernels that stand alone
-    open_: list[tuple[object, int] | None] = []  # unit and elements; None: nothing may join
-    found = []
-    for operation in operations:
-        inputs = {made[memory] for memory in operation.reads if memory in made}
-        level = max((depth[group] + (open_[group] is None) for group in inputs), default=0)
-        key = (operation.unit, operation.elements)
-        joined = None
-        if operation.name not in ALONE:
-            fitting = [group for group in inputs if open_[group] == key and depth[group] == level]
-            joined = max(fitting, default=None)
-        if joined is None:
-            joined = len(depth)
-            depth.append(level)
-            open_.append(None if operation.name in ALONE else key)
-        found.append(joined)
-        made |= dict.fromkeys(operation.writes, joined)
+    def __init__(self) -> None:
+        self.of: list[int] = []  # the group of each operation
+        self.depth: dict[int, int] = {}  # counted in kernels that stand alone
+        self.key: dict[int, tuple[object, int] | None] = {}  # None: nothing may join
+
+    def add(self, operation: Operation, inputs: set[int]) -> None:
+        """Add an operation that reads what the groups ``inputs`` wrote.
+
+        It joins those that go through as many elements in the same unit, unless another input
+        comes from a kernel that follows them. All that it joins become one.
+        """
+        alone = operation.name in ALONE
+        level = max((self.depth[group] + (self.key[group] is None) for group in inputs), default=0)
+        key = None if alone else (operation.unit, operation.elements)
+        joined = [g for g in inputs if key and self.key[g] == key and self.depth[g] == level]
+        group = min(joined, default=len(self.of))
+        if len(joined) > 1:
+            self.of = [group if one in joined else one for one in self.of]
+        self.of.append(group)
+        self.depth[group], self.key[group] = level, key
+
+
+def _groups(operations: list[Operation]) -> list[int]:
+    """For each operation, the number of the group that it becomes part of."""
+    groups = _Groups()
+    wrote: dict[int, int] = {}  # memory -> the operation that wrote it last
+    for index, operation in enumerate(operations):
+        inputs = {groups.of[wrote[memory]] for memory in operation.reads if memory in wrote}
+        groups.add(operation, inputs)
+        wrote |= dict.fromkeys(operation.writes, index)
+    return _inlined(operations, groups.of)
+
+
+def _readers(operations: list[Operation], groups: list[int]) -> dict[int, set[int]]:
+    """The groups that read each memory."""
+    found: dict[int, set[int]] = {}
+    for operation, group in zip(operations, groups, strict=True):
+        for memory in operation.reads:
+            found.setdefault(memory, set()).add(group)
     return found
+
+
+def _inlined(operations: list[Operation], groups: list[int]) -> list[int]:
+    """Make groups without reductions part of the one group that reads them, if it is but one.
+
+    It may go through more elements, as where a vector is added to the rows of a matrix.
+    """
+    members: dict[int, list[Operation]] = {}
+    for operation, group in zip(operations, groups, strict=True):
+        members.setdefault(group, []).append(operation)
+    readers = _readers(operations, groups)
+    into: dict[int, int] = {}
+    for group, own in reversed(members.items()):
+        written = {memory for operation in own for memory in operation.writes}
+        others = {into.get(one, one) for memory in written for one in readers.get(memory, ())}
+        others.discard(group)
+        if len(others) != 1 or any(operation.name in ALONE + REDUCED for operation in own):
+            continue
+        (reader,) = others
+        same = members[reader][0].unit == own[0].unit
+        if same and members[reader][0].name not in ALONE:
+            into[group] = reader
+    return [into.get(group, group) for group in groups]
 
 
 def _without_constants(operations: list[Operation]) -> list[Operation]:
@@ -108,10 +156,7 @@ def fuse(operations: Iterable[Operation]) -> list[Kernel]:
     kernels: dict[int, Kernel] = {}
     for index, group in enumerate(groups):
         kernels.setdefault(group, Kernel(listed[index].name)).members.append(index)
-    readers: dict[int, set[int]] = {}
-    for operation, group in zip(listed, groups, strict=True):
-        for memory in operation.reads:
-            readers.setdefault(memory, set()).add(group)
+    readers = _readers(listed, groups)
     for group, kernel in kernels.items():
         members = [listed[index] for index in kernel.members]
         kernel.flops = sum(operation.flops for operation in members)

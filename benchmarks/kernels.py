@@ -213,7 +213,7 @@ class Counter(FakeCuda):
         unit = (-1, True) if self._in_backward and self._units else self._unit
         if unit is not None:
             inputs = _tensors(arguments)
-            self._alive += [*inputs, *results]
+            self._alive += [tensor.untyped_storage() for tensor in (*inputs, *results)]
             elements = max(tensor.numel() for tensor in [*inputs, *results])
             picks = name in _READS_ONLY_WHAT_IT_PICKS
             written = sum(map(_bytes, results))

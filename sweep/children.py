@@ -77,7 +77,7 @@ def environment(run: Run, work: Work, slot: Slot) -> dict[str, str]:
     return {**wandb, **threads, **os.environ, **slot.environ, **child_environment(work.places)}
 
 
-def _before_exec() -> Callable[[], None]:
+def before_exec() -> Callable[[], None]:
     """Return the function that the child calls before it becomes the command.
 
     Slurm sends its warning (SIGUSR2) to every process of a job, and its default is to end the
@@ -108,7 +108,7 @@ def start(run: Run, work: Work, slot: Slot, stage: str) -> subprocess.Popen[byte
             env=environment(run, work, slot),
             cwd=work.root,
             start_new_session=True,  # the supervisor handles Ctrl-C
-            preexec_fn=_before_exec(),  # the supervisor has one thread
+            preexec_fn=before_exec(),  # the supervisor has one thread
         )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from pwm_core.config import Config
 from pwm_core.errors import UserError
 from pwm_core.paths import LOGDIR_VARIABLE
-from sweep.children import Slot, Work, command
+from sweep.children import Slot, Work, before_exec, command
 from sweep.places import Places
 from sweep.run import Run
 
@@ -135,7 +135,7 @@ class Trial:
             return subprocess.Popen(
                 command(run, work, "train"),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env=environ, cwd=self.work.root,
+                env=environ, cwd=self.work.root, preexec_fn=before_exec(),
             )  # fmt: skip
 
     def _watch(self, processes: list[subprocess.Popen[bytes]], folder: Path) -> list[Course]:
