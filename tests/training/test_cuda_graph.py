@@ -59,10 +59,10 @@ def train(capture: type | None, *, on_device: bool = True, checked: bool = True)
     torch.manual_seed(3)
 
     def sample() -> Any:
-        return replay.sample(ROWS, LENGTH)
+        return (replay.sample(ROWS, LENGTH),)
 
     def eagerly(**due: bool) -> Any:
-        return agent.update(sample(), **due)
+        return agent.update(*sample(), **due)
 
     step: Callable[..., Any] = eagerly
     if capture is not None:
