@@ -2,7 +2,7 @@
 # Run the tests: ./test.sh; with --all the slow ones too (learning, full size); other flags go to
 # pytest, as in ./test.sh -k scan
 . "$(dirname "${BASH_SOURCE[0]}")/scripts/install.sh" requirements-dev.txt
-phases=("not slow")
+phases=("not slow and not long")
 arguments=()
 for argument in "$@"; do
     if [ "$argument" = --all ]; then phases+=(slow); else arguments+=("$argument"); fi

@@ -83,8 +83,13 @@ def train_catch(file: str, seed: int, folder: Path) -> tuple[float, float]:
     return before, caught()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", MINUTES)
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param("atari_tiny.yaml", marks=pytest.mark.slow),
+        pytest.param("STORM_tiny.yaml", marks=pytest.mark.long),
+    ],
+)
 def test_catch_is_learnt_from_pixels(file: str, tmp_path: Path) -> None:
     """Two seeds learn to catch at least 80 % of the balls.
 
