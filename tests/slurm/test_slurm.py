@@ -33,7 +33,7 @@ def test_jobs_that_are_interrupted_go_on_exactly(
     """Two games x two seeds and two tasks: one queued again by hand, one into its time limit, one
     killed, and the node taken down under all of them."""
     games = sweeps.write("games", ATARI, GAME_STEPS, tasks=["Pong", "Boxing"], seeds=[1, 2])
-    limit = {"time": 1, "warning": 40}
+    limit = {"time": 1, "warning": 20}
     tasks = sweeps.write(
         "tasks", DMC, TASK_STEPS, tasks=["cartpole_balance", "reacher_easy"], resources=limit,
         per_task={"reacher_easy": {"overrides": LONG}},
