@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from pwm_core.config import REPOSITORY
+from pwm_core.config_file import leaves, read_yaml
 from pwm_core.domain import domain_names as names
 from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
@@ -28,6 +29,7 @@ from sweep.plan import Plan, make_plan, other_settings
 from sweep.states import Observer
 
 SWEEPS = REPOSITORY / "config_files" / "sweeps"
+ABLATIONS = REPOSITORY / "config_files" / "ablations"
 FILE = {"domain": "atari", "tasks": ["Pong", "Boxing"], "seeds": [1, 2]}
 
 
@@ -281,3 +283,22 @@ def test_a_dry_run_starts_nothing(
     assert f"time: {3 * 500 / 3600:.3g} hours of training in all" in text
     assert "disk: " in text
     assert not places.runs.exists()
+
+
+def test_the_study_covers_every_ablation_file() -> None:
+    """A variant is called as its file, and differs from the default in the keys of that file."""
+    covered = set()
+    for name in ("ablations", "ablations_catch"):
+        plan = make_plan(schema.load(schema.find(name)))
+        assert plan.sweep.suffix == "ablations"
+        assert len(plan.sweep.seeds) >= 3
+        for (variant, task), config in plan.configs.items():
+            if variant == "default":
+                continue
+            changes = leaves(read_yaml(ABLATIONS / f"{variant}.yaml"))
+            default = leaves(plan.configs["default", task].model_dump())
+            assert leaves(config.model_dump()) == default | changes != default
+            covered.add(variant)
+    # The numbers of all scans are the same up to rounding, so one of them is enough.
+    files = {path.stem for path in ABLATIONS.glob("*.yaml")}
+    assert covered == files - {"scan_sequential", "scan_kogge_stone"}

@@ -19,8 +19,6 @@ from pwm_core.models.world_model import WorldModel
 from pwm_core.training.agent import Agent
 from pwm_dmc.actor_critic import GaussianPolicy
 from pwm_dmc.world_model import VectorCodec
-from sweep import schema
-from sweep.plan import make_plan
 from tests.helpers import ACTIONS, SMALL, Data, disturb
 
 FOLDER = REPOSITORY / "config_files" / "ablations"
@@ -169,21 +167,3 @@ def test_several_files_lie_over_one_another(
         models("one.yaml,bad.yaml,two.yaml")
     with pytest.raises(UserError, match=r"config file three.yaml does not exist"):
         models("one.yaml,three.yaml")
-
-
-def test_the_study_covers_every_ablation_file() -> None:
-    """A variant is called as its file, and differs from the default in the keys of that file."""
-    covered = set()
-    for name in ("ablations", "ablations_catch"):
-        plan = make_plan(schema.load(schema.find(name)))
-        assert plan.sweep.suffix == "ablations"
-        assert len(plan.sweep.seeds) >= 3
-        for (variant, task), config in plan.configs.items():
-            if variant == "default":
-                continue
-            changes = leaves(read_yaml(FOLDER / f"{variant}.yaml"))
-            default = leaves(plan.configs["default", task].model_dump())
-            assert leaves(config.model_dump()) == default | changes != default
-            covered.add(variant)
-    # The numbers of all scans are the same up to rounding, so one of them is enough.
-    assert covered == set(NAMES) - {"scan_sequential", "scan_kogge_stone"}
