@@ -1,4 +1,4 @@
-"""Tensors that say they are on a CUDA device and hold no values, on any machine.
+"""Tensors that say they are on a CUDA device and hold no values, on machines without one too.
 
 They run a training step as a GPU would, operation by operation, with CUDA's autocast rules, so that
 its kernels can be counted where there is no GPU. Nothing is computed.
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pwm_core.errors import UserError
+
 DEVICE = torch.device("cuda", 0)
 _META = torch.device("meta")
 _DEVICE_TYPES = {"cuda": 1, "meta": 14}  # c10/core/DeviceType.h
@@ -46,6 +48,11 @@ def _stand_in_for_cuda() -> torch.library.Library:
     guards = (ctypes.c_void_p * (max(_DEVICE_TYPES.values()) + 1)).in_dll(library, _GUARDS)
     guards[_DEVICE_TYPES["cuda"]] = guards[_DEVICE_TYPES["meta"]]
     return declared  # it lasts as long as this object
+
+
+def can_count_gradients() -> bool:
+    """Whether autograd runs on fake CUDA tensors: in CPU builds of torch or beside a GPU."""
+    return torch.cuda.is_available() or not torch.backends.cuda.is_built()
 
 
 class FakeCuda(TorchDispatchMode):
@@ -103,7 +110,16 @@ class FakeCuda(TorchDispatchMode):
 
     @contextlib.contextmanager
     def backward(self) -> Iterator[None]:
-        """Autograd's engine without its threads; tensors name ``meta`` as their device."""
+        """Autograd's engine without its threads; tensors name ``meta`` as their device.
+
+        Raises:
+            UserError: torch is built for CUDA and finds no device. Its engine then asks the driver.
+        """
+        if not can_count_gradients():
+            raise UserError(
+                "this torch is built for CUDA and finds no GPU, so it cannot run a backward pass "
+                "on tensors without values: use a CPU build of torch, or a machine with a GPU"
+            )
         self._in_backward = True
         try:
             with torch.autograd.set_multithreading_enabled(False):

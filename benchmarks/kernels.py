@@ -1,4 +1,4 @@
-"""Kernels, bytes and FLOPs of one training step on a GPU, counted on any machine::
+"""Kernels, bytes and FLOPs of one training step on a GPU, counted without one::
 
     python -m benchmarks.kernels                                # Atari at full size
     python -m benchmarks.kernels --case all --compiled --save after
@@ -33,6 +33,7 @@ from benchmarks import measure
 from benchmarks.cases import CASES, STORED, case_parts
 from benchmarks.fake_cuda import DEVICE, FakeCuda, cuda_autocast
 from benchmarks.fusion import Operation, fuse
+from pwm_core.cli import run_command
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic
@@ -370,4 +371,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

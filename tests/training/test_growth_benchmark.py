@@ -53,6 +53,7 @@ def test_the_fit_takes_the_long_contexts_and_names_the_slides() -> None:
 def test_the_command_saves_a_table_and_a_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("matplotlib")
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     flags = ["--models", "SSM, FFT", "--lengths", "4", "8", "--fit-from", "4", "--hidden", "32"]
     flags += ["--repeats", "1", "--device", "cpu", "--save", "here"]
