@@ -17,7 +17,7 @@ from pwm_core.paths import find_logdir
 from pwm_core.runs.recording import Recording, write_recording
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import progress_bar
-from pwm_core.runtime import find_device, seed_everything, use_tensor_float, use_threads
+from pwm_core.runtime import find_device, seed_everything, use_precision, use_threads
 from pwm_core.training.agent import Agent
 from pwm_core.training.evaluation import RandomAgent
 
@@ -38,7 +38,8 @@ def run(domain: Domain, arguments: argparse.Namespace) -> None:
     )
     config, task = _config_and_task(domain, arguments, folder)
     use_threads(config.BasicSettings.Threads)
-    use_tensor_float(config.BasicSettings.TF32)
+    device = find_device(arguments.device)
+    use_precision(config.BasicSettings, device)
     rng = seed_everything(config.BasicSettings.Seed)
     env = domain.make_env(config, task, 1, config.BasicSettings.Seed + RECORDING_SEEDS)
     try:
@@ -46,9 +47,9 @@ def run(domain: Domain, arguments: argparse.Namespace) -> None:
         about = {"task": task, "seed": config.BasicSettings.Seed}
         about |= {"protocol": domain.protocol(config), "agent": "random play"}
         if folder is not None:
-            agent = make_agent(domain, config, env, arguments.device)
+            agent = make_agent(domain, config, env, str(device))
             (step,) = folder.select(arguments.checkpoint)
-            agent.load_weights(folder.load_weights(step, find_device(arguments.device)))
+            agent.load_weights(folder.load_weights(step, device))
             about["agent"] = f"{folder.name}, step {step}"
         recording = play(agent, env, arguments.steps, about, greedy=arguments.greedy)
     finally:

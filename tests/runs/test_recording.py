@@ -19,6 +19,7 @@ from pwm_core.convert_recording import read_pickle
 from pwm_core.errors import UserError
 from pwm_core.record import play, run
 from pwm_core.runs.recording import Recording, make_recording, read_recording, write_recording
+from pwm_core.runtime import use_tensor_float
 from pwm_core.training.demonstration import load_demonstration
 from pwm_core.training.evaluation import RandomAgent
 from tests.helpers_envs import DEFAULTS, TINY, CountingEnv, counting_domain
@@ -224,6 +225,25 @@ def test_a_run_and_random_play_are_recorded(tmp_path: Path) -> None:
     assert not np.array_equal(random.action, trained.action)
     earlier = record(tmp_path / "earlier.npz", "-n", "run", "-checkpoint", "20")
     assert earlier.about["agent"] == "run, step 20"
+
+
+@pytest.mark.usefixtures("logdir")
+@pytest.mark.parametrize("half", [False, True])
+def test_a_checkpoint_plays_in_the_precision_of_its_training(
+    half: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With UseAmp, on a device that has bfloat16, TF32 is off, as in training and evaluation."""
+    monkeypatch.setattr("pwm_core.runtime.has_bfloat16", lambda _device: True)
+    products = torch.backends.cuda.matmul
+    before = products.allow_tf32
+    try:
+        train_counting("run", overrides=[f"BasicSettings={{UseAmp: {half}, TF32: true}}"])
+        trained = products.allow_tf32
+        products.allow_tf32 = not trained
+        record(tmp_path / "mine.npz", "-n", "run")
+        assert products.allow_tf32 is trained is not half
+    finally:
+        use_tensor_float(before)
 
 
 @pytest.mark.usefixtures("logdir")

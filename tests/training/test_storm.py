@@ -368,6 +368,29 @@ def test_acting_and_imagining_meet_the_same_states() -> None:
     torch.testing.assert_close(state.deter, model.predicted_context(replayed).deter, **CLOSE)
 
 
+@pytest.mark.parametrize("file", ["STORM.yaml", "STORM_tiny.yaml"])
+@torch.no_grad()
+def test_imagining_and_acting_meet_no_position_that_is_never_trained(file: str) -> None:
+    """The rows of the table of positions beyond BatchLength keep their random start."""
+    config = load_config(f"config_files/{file}", defaults="config_files/atari.yaml")
+    settings = config.JointTrainAgent
+    storm = load_storm(
+        f"JointTrainAgent.BatchLength={settings.BatchLength}",
+        f"JointTrainAgent.ImagineHorizon={settings.ImagineHorizon}",
+        f"JointTrainAgent.ImagineContextLength={settings.ImagineContext}",
+        f"Models.WorldModel.ActingWindow={config.Models.WorldModel.ActingWindow}",
+    )
+    agent = make_agent(storm)
+    agent.world_model.sequence.position.weight[settings.BatchLength :] = torch.nan
+    trajectory = agent.imagine(Data(2, settings.ImagineContext).batch(storm))
+    assert trajectory.deter.isfinite().all()
+    obs = Data(2, 2 * storm.Models.WorldModel.ActingWindow).batch(storm).obs
+    state = agent.initial_state(2)
+    for t in range(obs.shape[1]):
+        agent.act(obs[:, t].numpy(), np.full(2, t == 0), state)
+    assert state.deter.isfinite().all()
+
+
 def test_a_trajectory_of_two_batches_keeps_their_dtypes() -> None:
     """Concatenated batches are copied into a CUDA graph's tensors, so dtypes must not change."""
     agent = make_storm()
