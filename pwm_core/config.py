@@ -241,9 +241,11 @@ class WorldModelConfig(_Section):
     normalises the channels at each position. ``none``: no normalisation; the layers then have
     biases."""
     LatentGain: Positive
-    """Initial scale of the normalisation of the latents' logits. With the paper's 1, latents start
-    noisy. The scale changes by about 1e-3 per update, so sharpening them takes thousands of
-    updates."""
+    """Multiplies the logits of posterior and prior at the start, through the weights of their last
+    layer: a normalisation, or a linear layer where there is none. With the paper's 1, latents start
+    noisy. The scale of a normalisation changes by about 1e-3 per update, so sharpening them takes
+    thousands of updates. Logits that are not normalised start smaller, and need a larger gain for
+    latents that are as sharp."""
     Scan: Literal["sequential", "odd_even", "kogge_stone", "chunked", "triton"]
     """Scan backend of the sequence model. All compute the same numbers; ``triton`` needs CUDA."""
     ScanChunk: Count

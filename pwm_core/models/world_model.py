@@ -57,6 +57,13 @@ PRIORS: dict[str, Callable[[Models], nn.Sequential]] = {
 """The keys are the values of ``Models.WorldModel.Prior``."""
 
 
+@torch.no_grad()
+def _scale_output(layer: nn.Module, gain: float) -> None:
+    """Multiply the initial weight and bias of a linear layer or a normalisation by ``gain``."""
+    for parameter in layer.parameters():
+        parameter.mul_(gain)
+
+
 class WorldModel(nn.Module):
     """PWM (PaMoRL, section 3.1).
 
@@ -82,8 +89,7 @@ class WorldModel(nn.Module):
         self.sequence = make_sequence_model(models, policy.num_actions)
         self.prior = PRIORS[config.Prior](models)
         for logits in (self.posterior, self.prior):
-            if isinstance(logits[-1], BatchNorm1d | nn.LayerNorm):
-                nn.init.constant_(logits[-1].weight, config.LatentGain)
+            _scale_output(logits[-1], config.LatentGain)
         shape = (width, width, layers, models.Act)
         self.reward_head = head(*shape, models.NumBin, zero=models.ZeroHeads)
         self.done_head = head(*shape, 1, zero=models.ZeroHeads)

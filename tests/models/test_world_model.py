@@ -82,7 +82,7 @@ def test_the_number_of_parameters_is_the_published_one(kind: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("posterior_norm", "gain"), [("true", 1.0), ("true", 3.0), ("false", 3.0)])
 def test_the_latent_gain_scales_the_logits_at_the_start(posterior_norm: str, gain: float) -> None:
-    """The gain scales the logits of posterior and prior that have a BatchNorm."""
+    """The gain scales the logits of posterior and prior, with a normalisation and without one."""
 
     def logits(value: float) -> list[torch.Tensor]:
         norm = f"Models.WorldModel.PosteriorNorm={posterior_norm}"
@@ -94,8 +94,7 @@ def test_the_latent_gain_scales_the_logits_at_the_start(posterior_norm: str, gai
 
     posterior, prior = logits(1.0)
     scaled_posterior, scaled_prior = logits(gain)
-    factor = gain if posterior_norm == "true" else 1.0
-    torch.testing.assert_close(scaled_posterior, factor * posterior)
+    torch.testing.assert_close(scaled_posterior, gain * posterior)
     torch.testing.assert_close(scaled_prior, gain * prior)
 
 
