@@ -7,6 +7,7 @@ of them with one call. :class:`CapturedUpdate` and :class:`CapturedActing` use i
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -43,17 +44,40 @@ class CudaCapture:
         return output
 
     def capture(self, function: Callable[[], Output]) -> Callable[[], Output]:
-        """A function that replays ``function``'s CUDA work and returns its output."""
+        """A function that replays ``function``'s CUDA work and returns its output.
+
+        Raises:
+            RuntimeError: it cannot be captured. Eager work can go on.
+        """
         gc.collect()  # freeing an old graph during the capture would be an error
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            output = function()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        before = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream):
+                output = function()
+        except RuntimeError:
+            self._leave_capture(before, pool)
+            raise
 
         def replay() -> Output:
             graph.replay()
             return output
 
         return replay
+
+    def _leave_capture(self, before: torch.cuda.Stream, pool: Any) -> None:
+        """Undo what torch leaves as it is where a capture cannot even be ended.
+
+        That is the current stream, the generator, which would refuse to draw outside a capture, and
+        the allocator, which would keep the capture's memory.
+        """
+        torch.cuda.set_stream(before)
+        device = before.device_index
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())  # a clone is in no capture
+        with contextlib.suppress(RuntimeError):  # torch has ended it
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)
 
 
 class CudaGraph(Generic[Output]):
@@ -62,19 +86,22 @@ class CudaGraph(Generic[Output]):
     The first :data:`EAGER_CALLS` calls run eagerly. The tensors that the function reads must stay
     in the same memory: inputs are copied into the same tensors before each call, and state is
     updated in place. Each call overwrites the result of the previous one. Random numbers differ in
-    every replay, because torch advances its generator with the graph.
+    every replay, because torch advances its generator with the graph. A capture that fails replaces
+    the generator's state, so all graphs of the process are then captured anew.
 
     Args:
         function: the function.
         capture: how it is captured. Tests on a CPU bring something else than CUDA's way.
     """
 
+    _failures = 0  # captures that have failed in this process
+
     def __init__(
         self, function: Callable[[], Output], capture: Callable[[], Any] = CudaCapture
     ) -> None:
         self._function, self._capture = function, capture()
         self._replay: Callable[[], Output] | None = None
-        self._calls = 0
+        self._calls = self._failures_before = 0
 
     def __call__(self) -> Output:
         """Run the function eagerly, capture it, or replay it.
@@ -85,11 +112,14 @@ class CudaGraph(Generic[Output]):
         self._calls += 1
         if self._calls <= EAGER_CALLS:
             return self._capture.run(self._function)
-        if self._replay is None:
+        if self._replay is None or self._failures_before != CudaGraph._failures:
+            self._replay, self._failures_before = None, CudaGraph._failures
             try:
                 self._replay = self._capture.capture(self._function)
             except RuntimeError as error:  # CUDA's errors and torch.OutOfMemoryError
-                raise CaptureError(str(error).splitlines()[0]) from None
+                CudaGraph._failures += 1
+                first = error.__context__ or error  # the capture's end fails too, and says less
+                raise CaptureError(str(first).splitlines()[0]) from None
         return self._replay()
 
 
@@ -107,6 +137,9 @@ class CapturedUpdate:
         check: compares an eager and a captured step before the first update of both parts, as
             :func:`pwm_core.training.graph_check.difference` does; returns what differs, or None.
         capture: see :class:`CudaGraph`.
+
+    Attributes:
+        eager: whether updates run eagerly, because the graph cannot be used.
     """
 
     def __init__(
@@ -178,6 +211,9 @@ class CapturedActing:
         act: observations (N, ...) and is_first (N,) bool -> actions (N, ...), all on the device.
         obs, is_first: examples with the shapes and dtypes of all later inputs.
         device: the CUDA device.
+
+    Attributes:
+        eager: whether it runs eagerly, because capturing failed.
     """
 
     def __init__(
@@ -190,8 +226,9 @@ class CapturedActing:
         self._host = [torch.as_tensor(x).clone().pin_memory() for x in (obs, is_first)]
         self._inputs = [x.to(device) for x in self._host]
         self._act = lambda: act(*self._inputs)
-        self._graph: Callable[[], Tensor] = CudaGraph(self._act)
+        self._graph = CudaGraph(self._act)
         self._action: Tensor | None = None
+        self.eager = False
 
     def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         """The actions (N, ...); it waits for the device."""
@@ -199,10 +236,10 @@ class CapturedActing:
             host.copy_(torch.as_tensor(value))
             device.copy_(host, non_blocking=True)
         try:
-            action = self._graph()
+            action = self._act() if self.eager else self._graph()
         except CaptureError as error:
             print(f"note: acting runs eagerly, because the CUDA graph cannot be used: {error}")
-            self._graph = self._act
+            self.eager = True
             action = self._act()
         if self._action is None:
             self._action = torch.empty_like(action, device="cpu", pin_memory=True)

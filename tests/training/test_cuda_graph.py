@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from benchmarks.train_step import as_graphs
 from pwm_core.training.agent import compile_mode
-from pwm_core.training.cuda_graph import EAGER_CALLS, CapturedUpdate, CudaGraph
+from pwm_core.training.cuda_graph import EAGER_CALLS, CapturedUpdate, CaptureError, CudaGraph
 from pwm_core.training.graph_check import difference
 from tests.helpers import load_small, make_agent
 from tests.training.test_training_step import (
@@ -41,7 +41,26 @@ class Refused(Again):
     """A device on which nothing can be captured."""
 
     def capture(self, function: Callable[[], Any]) -> Callable[[], Any]:
-        raise RuntimeError("operation not permitted when stream is capturing\nand much more")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nand much more")
+        finally:  # as torch does when it ends the capture
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+
+class Counted(Again):
+    """Notes what is captured."""
+
+    captured: ClassVar[list[Callable[[], Any]]] = []
+
+    def capture(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        self.captured.append(function)
+        return function
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Any]]:
+    monkeypatch.setattr(Counted, "captured", found := [])
+    return found
 
 
 class Frozen(Again):
@@ -112,6 +131,22 @@ def test_without_the_check_a_frozen_graph_goes_unseen() -> None:
     """The check is what finds it: the weights of such a run are not the eager run's."""
     (_, eager), (_, frozen) = train(None), train(Frozen, checked=False)
     assert any(not torch.equal(eager[name], frozen[name]) for name in eager)
+
+
+def test_a_failed_capture_lets_all_graphs_be_captured_anew(
+    captured: list[Callable[[], Any]],
+) -> None:
+    """Their random generator is no longer the one that is in use."""
+    good, bad = CudaGraph(lambda: 1, Counted), CudaGraph(lambda: 2, Refused)
+    for _ in range(EAGER_CALLS + 2):
+        assert good() == 1
+    assert len(captured) == 1
+    for _ in range(EAGER_CALLS):
+        assert bad() == 2
+    with pytest.raises(CaptureError, match="operation not permitted when stream is capturing"):
+        bad()
+    assert [good(), good()] == [1, 1]
+    assert len(captured) == 2
 
 
 def test_auto_is_the_graph_on_cuda_alone() -> None:
