@@ -12,6 +12,7 @@ import torch
 from pwm_core.runtime import to_device, use_tensor_float
 from pwm_core.training.acting import ActingState
 from pwm_core.training.agent import Agent
+from pwm_core.training.cuda_graph import EAGER_CALLS, CaptureError, CudaGraph
 from tests.helpers import Data, load_small, make_agent
 
 ENVS, STEPS = 3, 12
@@ -31,10 +32,22 @@ def tensors(state: ActingState) -> list[torch.Tensor]:
     return [stored["deter"], *stored["previous"], *stored["memories"]]
 
 
-def act(agent: Agent, *, discrete: bool, greedy: bool) -> tuple[np.ndarray, list[torch.Tensor]]:
+def fail_to_capture() -> None:
+    """Capture a function that asks the device, which ends the capture in the middle."""
+    graph = CudaGraph(lambda: torch.ones((), device="cuda").add(1).item())
+    for _ in range(EAGER_CALLS):
+        assert graph() == 2
+    with pytest.raises(CaptureError):
+        graph()
+
+
+def act(
+    agent: Agent, *, discrete: bool, greedy: bool, failing: bool = False
+) -> tuple[np.ndarray, list[torch.Tensor]]:
     """The actions (T, N, ...) of :data:`STEPS` steps from one seed, and the state after them.
 
-    Halfway, other weights are loaded and the state of two steps before is restored.
+    Halfway, other weights are loaded and the state of two steps before is restored. With
+    ``failing``, something else cannot be captured then. Acting stays captured where it is.
     """
     torch.manual_seed(5)
     batch = Data(ENVS, STEPS, FIRSTS, discrete=discrete).batch(agent.config)
@@ -47,8 +60,11 @@ def act(agent: Agent, *, discrete: bool, greedy: bool) -> tuple[np.ndarray, list
             weights["actor_critic"] = {k: -v for k, v in weights["actor_critic"].items()}
             agent.load_weights(weights)
             state.load_state_dict(before)
+            if failing:
+                fail_to_capture()
         obs, first = batch.obs[:, t].numpy(), batch.is_first[:, t].numpy()
         actions.append(agent.act(obs, first, state, greedy=greedy))
+    assert [acting.eager for acting in state.captured.values()] == [False] * agent.uses_cuda_graph
     return np.stack(actions), tensors(state)
 
 
@@ -99,6 +115,15 @@ def test_captured_acting_is_eager_acting(greedy: bool, discrete: bool, amp: bool
     np.testing.assert_allclose(captured[0], eager[0], rtol=1e-4, atol=1e-5)
     for one, other in zip(captured[1], eager[1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@needs_cuda
+def test_captured_acting_goes_on_after_another_capture_has_failed() -> None:
+    """It draws from the generator that is then in use, as eager acting does."""
+    kind = {"discrete": True, "greedy": False}
+    eager = act(agent_for("off", "cuda"), **kind, failing=True)
+    captured = act(agent_for("graph", "cuda"), **kind, failing=True)
+    np.testing.assert_array_equal(captured[0], eager[0])
 
 
 @pytest.mark.parametrize("discrete", [True, False])

@@ -52,26 +52,30 @@ def make_replay(device: torch.device, *, discrete: bool) -> ReplayBuffer:
 
 
 def make_step(
-    compile_mode: str, device: str, *, discrete: bool
+    compile_mode: str, device: str, *, discrete: bool, amp: bool = False
 ) -> tuple[Agent, Callable[..., Metrics]]:
-    config = load_small(*SIZES, *STABLE, f"BasicSettings.Compile={compile_mode}")
+    settings = f"BasicSettings={{Compile: {compile_mode}, UseAmp: {str(amp).lower()}}}"
+    config = load_small(*SIZES, *STABLE, settings)
     agent = make_agent(config, discrete=discrete, device=device)
     return agent, agent.training_step(make_replay(agent.device, discrete=discrete))
 
 
 def train(
-    compile_mode: str, device: str, *, discrete: bool
-) -> tuple[list[dict], dict[str, Tensor]]:
+    compile_mode: str, device: str, *, discrete: bool, amp: bool = False, captured: bool = True
+) -> Course:
     """The metrics of :data:`STEPS` steps from one seed, and the final weights.
 
-    Every third step updates only the world model.
+    Every third step updates only the world model. ``captured`` says whether a CUDA graph is
+    expected to be used to the end, where there is one.
     """
-    agent, step = make_step(compile_mode, device, discrete=discrete)
+    agent, step = make_step(compile_mode, device, discrete=discrete, amp=amp)
     torch.manual_seed(3)
     history = []
     for number in range(STEPS):
         metrics = step(world_model=True, actor_critic=number % 3 != 2)
         history.append({name: float(value) for name, value in metrics.items()})
+    if agent.uses_cuda_graph:
+        assert step.eager == (not captured)
     weights = {**agent.world_model.state_dict(), **agent.actor_critic.state_dict()}
     return history, copy.deepcopy(weights)
 
@@ -161,14 +165,43 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUD
 
 
 @needs_cuda
-@pytest.mark.parametrize("mode", ["graph", pytest.param("compile+graph", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("mode", "other", "amp", "rtol"),
+    [
+        ("graph", "off", False, 2e-3),
+        ("graph", "off", True, 2e-2),
+        pytest.param("compile+graph", "off", False, 2e-3, marks=pytest.mark.slow),
+        # compiled kernels round to bfloat16 less often than eager ones
+        pytest.param("compile+graph", "compile", True, 2e-2, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("discrete", [True, False])
-def test_the_captured_step_is_the_eager_one(
-    mode: str, discrete: bool, monkeypatch: pytest.MonkeyPatch
+def test_the_captured_step_is_the_same_step(
+    mode: str, other: str, amp: bool, rtol: float, discrete: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch._inductor.config, "fallback_random", True)
-    eager = train("off", "cuda", discrete=discrete)
-    assert_same_course(eager, train(mode, "cuda", discrete=discrete), rtol=2e-3)
+    options = {"discrete": discrete, "amp": amp}
+    assert_same_course(train(other, "cuda", **options), train(mode, "cuda", **options), rtol)
+
+
+@needs_cuda
+def test_training_goes_on_where_a_step_asks_the_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``.item()`` ends a capture in the middle. The eager run that follows loses nothing."""
+    update, before = Agent.update, torch.cuda.current_stream()
+    eager = train("off", "cuda", discrete=True)
+
+    def asking(self: Agent, *batches: object, **due: bool) -> Metrics:
+        metrics = update(self, *batches, **due)
+        next(iter(metrics.values())).item()
+        return metrics
+
+    monkeypatch.setattr(Agent, "update", asking)
+    found = train("graph", "cuda", discrete=True, captured=False)
+    assert_same_course(eager, found, rtol=2e-3)
+    assert torch.cuda.current_stream() == before
+    assert "updates run eagerly, because the CUDA graph cannot be used" in capsys.readouterr().out
 
 
 @needs_cuda
