@@ -24,6 +24,7 @@ backend         how                                         depth              e
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable
@@ -51,13 +52,30 @@ def available_backends(device: torch.device) -> tuple[str, ...]:
     return BACKENDS if HAS_TRITON and runs else BACKENDS[:-1]
 
 
+@functools.cache
+def _driver_loads() -> bool:
+    """Whether Triton can launch kernels. It compiles its driver with the machine's C compiler."""
+    if not torch.cuda.is_available():
+        return True  # CUDA tensors are fake ones then, and nothing is launched
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_device()
+    except Exception as error:  # whichever it is, torch's operations compute the same
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        print(f"note: torch's kernels are used, because Triton's driver does not load: {reason}")
+        return False
+    return True
+
+
+@torch.compiler.assume_constant_result
 def fuses(kernels: str, device: torch.device) -> bool:
     """Whether to use the Triton kernels of the networks on ``device``.
 
     Args:
         kernels: ``Models.WorldModel.Kernels``.
     """
-    return kernels == "auto" and device.type == "cuda" and HAS_TRITON
+    return kernels == "auto" and device.type == "cuda" and HAS_TRITON and _driver_loads()
 
 
 def check_backend(backend: str, device: torch.device) -> None:

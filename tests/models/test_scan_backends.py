@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,28 @@ def test_triton_is_refused_where_it_cannot_run(
     if device == "cpu":
         with pytest.raises(UserError, match=says):
             linear_attention(*make_inputs(2)[:4], backend="triton", return_states=True)
+
+
+@pytest.mark.skipif(not scan.HAS_TRITON, reason="triton is not installed")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its driver loads here")
+def test_kernels_are_torchs_where_tritons_driver_does_not_load(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a GPU's driver the real one fails. Compiled code asks too, and the line is printed
+    once."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    scan._driver_loads.cache_clear()
+    try:
+        cuda = torch.device("cuda")
+        assert not scan.fuses("auto", cuda)
+        monkeypatch.undo()  # torch.compile asks for the device's properties
+        chosen = torch.compile(
+            lambda x: x + 1 if scan.fuses("auto", cuda) else x, backend="eager", fullgraph=True
+        )
+        assert chosen(torch.zeros(())) == 0
+    finally:
+        scan._driver_loads.cache_clear()
+    assert re.fullmatch(r"note: torch's kernels .* does not load: .+\n", capsys.readouterr().out)
 
 
 def test_no_other_backend_imports_triton() -> None:
