@@ -90,9 +90,9 @@ class BasicSettings(_Section):
     kernels one by one, and ``off`` on a CPU. Where a graph cannot be captured, the run says so and
     goes on eagerly."""
     GraphCheck: bool
-    """Before the first captured training step, take a few steps eagerly and captured from the same
-    state and random numbers, compare their metrics, and take them back. If they differ by more than
-    1e-3, the run says so and goes on eagerly."""
+    """Before the first captured training step, take a few steps eagerly and captured, each from the
+    same state and random numbers, compare their metrics and their changes of the weights, and take
+    them back. If they differ by more than 1e-3, the run says so and goes on eagerly."""
     Threads: Annotated[int, BeforeValidator(_number), Field(ge=0)]
     """CPU threads of torch; 0 means one per core. With one thread, a small network suffers far less
     from other work on the machine."""

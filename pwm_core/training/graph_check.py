@@ -13,7 +13,8 @@ from pwm_core.training.cuda_graph import EAGER_CALLS
 from pwm_core.training.optimizer import Optimizer
 
 REPLAYS = 2
-"""Number of replayed steps that are compared."""
+"""Number of replayed steps that are compared, each with an eager one from the same state. Two steps
+that go on from two states would part more and more, because sums have no fixed order."""
 TOLERANCE = 1e-3
 """Largest difference of a metric, relative to its size, or absolute below 1. Both ways launch the
 same kernels, so only sums whose order is not fixed may differ."""
@@ -28,7 +29,9 @@ class _Kept:
 
     def __init__(self, modules: list[nn.Module], optimizers: list[Optimizer]) -> None:
         self._modules, self._optimizers = modules, optimizers
-        self._tensors = {id(tensor): (tensor, tensor.clone()) for tensor in self._changing()}
+        self._tensors = {
+            id(tensor): (tensor, tensor.detach().clone()) for tensor in self._changing()
+        }
         self._random = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
@@ -51,6 +54,15 @@ class _Kept:
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
 
+    def measure(self, step: Callable[[], Metrics]) -> dict[str, float]:
+        """Take a step: its metrics, and the norm of its change of each module's weights."""
+        measured = {name: float(value) for name, value in step().items()}
+        for module in self._modules:
+            changes = (x.detach() - self._tensors[id(x)][1] for x in module.parameters())
+            norm = torch.stack([change.norm() for change in changes]).norm()
+            measured[f"the change of {type(module).__name__}"] = float(norm)
+        return measured
+
 
 def difference(
     modules: list[nn.Module],
@@ -58,32 +70,38 @@ def difference(
     eager: Callable[[], Metrics],
     captured: Callable[[], Metrics],
 ) -> str | None:
-    """Take the same few steps both ways, and take them back.
+    """Take a few steps both ways, each from the same state, and take them all back.
 
     Args:
         modules, optimizers: all that a step changes.
-        eager, captured: one step each. The first :data:`EAGER_CALLS` calls of ``captured`` are
-            eager too, the others are compared.
+        eager, captured: one step each. ``captured`` replays after :data:`EAGER_CALLS` calls.
 
     Returns:
-        the metric that differs most by more than :data:`TOLERANCE`, and both its values; None where
-        all agree.
+        what differs most by more than :data:`TOLERANCE`, a metric or the norm of a step's change of
+        the weights, and both its values; None where all agree.
     """
-    kept, courses = _Kept(modules, optimizers), []
-    for step in (eager, captured):
-        course = []
-        try:
-            for _ in range(EAGER_CALLS + REPLAYS):
-                course.append({name: float(value) for name, value in step().items()})
-        finally:
-            kept.restore()
-        courses.append(course[EAGER_CALLS:])
-    worst, text = TOLERANCE, None
-    for before, after in zip(*courses, strict=True):
-        for name, value in before.items():
-            off = abs(after[name] - value) / max(1.0, abs(value))
-            if math.isnan(after[name]) != math.isnan(value):
-                off = math.inf
-            if off > worst:
-                worst, text = off, f"{name} is {after[name]:.6g} instead of {value:.6g}"
-    return text
+    kept, differences = _Kept(modules, optimizers), []
+    try:
+        for _ in range(EAGER_CALLS + 1):
+            captured()
+        kept.restore()
+        for _ in range(REPLAYS):  # each from where the replay before it ended
+            before = _Kept(modules, optimizers)
+            expected = before.measure(eager)
+            before.restore()
+            differences += _differences(expected, before.measure(captured))
+    finally:
+        kept.restore()
+    return max(differences, default=(0.0, None))[1]
+
+
+def _differences(expected: dict[str, float], found: dict[str, float]) -> list[tuple[float, str]]:
+    """What differs by more than :data:`TOLERANCE`: by how much, and as text."""
+    differences = []
+    for name, value in expected.items():
+        off = abs(found[name] - value) / max(1.0, abs(value))
+        if math.isnan(found[name]) != math.isnan(value):
+            off = math.inf
+        if off > TOLERANCE:
+            differences.append((off, f"{name} is {found[name]:.6g} instead of {value:.6g}"))
+    return differences

@@ -13,6 +13,7 @@ from benchmarks.train_step import as_graphs
 from pwm_core.training.agent import compile_mode
 from pwm_core.training.cuda_graph import EAGER_CALLS, CapturedUpdate, CaptureError, CudaGraph
 from pwm_core.training.graph_check import difference
+from pwm_core.training.optimizer import Optimizer
 from tests.helpers import load_small, make_agent
 from tests.training.test_training_step import (
     LENGTH,
@@ -122,6 +123,28 @@ def test_a_graph_that_cannot_be_used_leaves_an_eager_run(
     assert out.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("off", "says"), [(1e-5, None), (0.1, "the change of Linear is 0.101 instead of 0.001")]
+)
+def test_every_replay_is_compared_with_an_eager_step_from_the_same_state(
+    off: float, says: str | None
+) -> None:
+    """A replay that ends elsewhere by rounding is not held against the steps that follow, where the
+    metric would differ by a hundredth. A wrong update is found, though it follows the metrics."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    optimizer = Optimizer(module, lr=0.1, eps=1e-8, weight_decay=0.0, clip=1.0)
+    torch.nn.init.zeros_(module.weight)
+
+    def step(change: float) -> Any:
+        metrics = {"value": 1e4 * module.weight.detach().sum()}
+        module.weight.data += change
+        return metrics
+
+    found = difference([module], [optimizer], lambda: step(1e-3), lambda: step(1e-3 + off))
+    assert found == says
+    assert module.weight.item() == 0
+
+
 def test_without_the_check_a_refused_capture_is_still_no_end() -> None:
     """The step at which it is found out is not lost."""
     assert_same_course(train(None), train(Refused, checked=False), 0)
@@ -147,6 +170,27 @@ def test_a_failed_capture_lets_all_graphs_be_captured_anew(
         bad()
     assert [good(), good()] == [1, 1]
     assert len(captured) == 2
+
+
+def test_forgotten_graphs_are_captured_again(captured: list[Callable[[], Any]]) -> None:
+    """Loading an optimiser's state replaces the tensors that a graph reads."""
+    calls = []
+
+    def update(*_batches: Any, **due: bool) -> Any:
+        calls.append(due)
+        return {}
+
+    step = CapturedUpdate(update, lambda: (), on_device=True, capture=Counted)
+    dues = [{"world_model": True, "actor_critic": both} for both in (True, False)]
+    for number in (1, 2):
+        for due in dues:
+            for _ in range(EAGER_CALLS + 2):
+                step(**due)
+            assert calls[-1] == due
+        assert len(captured) == 2 * number
+        step.reset()
+    assert len(calls) == 2 * 2 * (EAGER_CALLS + 2)
+    assert not step.eager
 
 
 def test_auto_is_the_graph_on_cuda_alone() -> None:
