@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pwm_core.errors import UserError
 from pwm_core.runtime import git_commit, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -81,13 +82,21 @@ def peak_gigabytes(device: torch.device) -> float:
 def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
     """The row that ``python -m benchmarks.<module> arguments`` prints last, as JSON.
 
-    A separate process measures it, so that its peak memory is that of the row alone.
+    A separate process measures it, so that its peak memory is that of the row alone. What else it
+    prints goes to stderr.
+
+    Raises:
+        UserError: it failed.
     """
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    row = json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    lines = done.stdout.splitlines()
+    for line in lines if done.returncode else lines[:-1]:
+        print(line, file=sys.stderr)
+    if done.returncode:
+        raise UserError(f"benchmarks.{module} {' '.join(arguments)} failed (see above)")
     print("measured", module, *arguments, file=sys.stderr)
-    return row
+    return json.loads(lines[-1])
 
 
 def machine(device: torch.device) -> dict[str, Any]:

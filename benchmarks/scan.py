@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import measure
+from pwm_core.cli import run_command
 from pwm_core.config_file import load_config
 from pwm_core.models.scan import (
     AttentionOutput,
@@ -261,4 +262,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

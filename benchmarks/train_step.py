@@ -36,7 +36,9 @@ import torch
 from benchmarks import measure
 from benchmarks.cases import ACTIONS, CASES, OTHERS, STORED, case_parts
 from benchmarks.scan import full_operands
+from pwm_core.cli import run_command
 from pwm_core.config_file import load_config
+from pwm_core.errors import UserError
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.scan import BACKENDS, available_backends
 from pwm_core.models.world_model import WorldModel
@@ -99,7 +101,21 @@ def _whole_step(case: str, overrides: list[str], device: torch.device) -> Callab
     step = agent.training_step(replay)
     for _ in range(EAGER_CALLS + 1 if agent.uses_cuda_graph else 1):
         step(world_model=True, actor_critic=True)
+    check_captured(step)
     return lambda: step(world_model=True, actor_critic=True)
+
+
+def check_captured(step: Callable[..., Any]) -> None:
+    """Refuse to time an eager step in the name of a graph.
+
+    Args:
+        step: a training step after its first calls.
+
+    Raises:
+        UserError: it was to be a CUDA graph, and runs eagerly.
+    """
+    if getattr(step, "eager", False):
+        raise UserError("the step runs eagerly, because the CUDA graph cannot be used (see above)")
 
 
 def _share_computing(step: Callable[[], Any], device: torch.device, wall: float) -> float:
@@ -172,6 +188,7 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
     for _ in range(EAGER_CALLS + 1 if agent.uses_cuda_graph else 1):
         for call in timed.values():
             call()
+    check_captured(update)
     row["peak (GB)"] = measure.peak_gigabytes(target)
     others = {}
     if arguments.baseline:
@@ -242,4 +259,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

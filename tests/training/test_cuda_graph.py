@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from benchmarks.train_step import as_graphs
+from benchmarks.train_step import as_graphs, check_captured
+from pwm_core.errors import UserError
 from pwm_core.training.agent import compile_mode
 from pwm_core.training.cuda_graph import EAGER_CALLS, CapturedUpdate, CaptureError, CudaGraph
 from pwm_core.training.graph_check import difference
@@ -211,3 +212,14 @@ def test_the_benchmark_times_every_part_as_a_graph() -> None:
     for _ in range(EAGER_CALLS + 2):
         found["imagination"]()
     assert calls == {"replay": 0, "imagination": EAGER_CALLS + 2}
+
+
+def test_the_benchmark_times_no_eager_step_as_a_graph() -> None:
+    step = CapturedUpdate(lambda **_: {}, lambda: (), on_device=True, capture=Refused)
+    due = {"world_model": True, "actor_critic": True}
+    for _ in range(EAGER_CALLS):
+        step(**due)
+    check_captured(step)
+    step(**due)
+    with pytest.raises(UserError, match="runs eagerly"):
+        check_captured(step)
