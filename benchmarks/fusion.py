@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
+
 ALONE = (
     *("mm", "addmm", "bmm", "baddbmm", "mv", "convolution", "convolution_backward", "sort"),
     *("cumsum", "cumprod", "scatter_add", "scatter_add_", "index_put", "index_put_", "topk"),
@@ -44,6 +46,7 @@ class Operation:
         flops: of a product.
         elements: the number of elements that it goes through.
         reads, writes: the bytes by the identity of the memory.
+        dtype: of its result.
     """
 
     name: str
@@ -53,13 +56,15 @@ class Operation:
     elements: int
     reads: dict[int, int]
     writes: dict[int, int]
+    dtype: torch.dtype
 
 
 @dataclass
 class Kernel:
-    """One kernel of the estimate, named after its first operation."""
+    """One kernel of the estimate, named after its first operation, whose dtype it has."""
 
     name: str
+    dtype: torch.dtype
     launches: int = 1
     flops: float = 0.0
     moved: int = 0
@@ -155,7 +160,9 @@ def fuse(operations: Iterable[Operation]) -> list[Kernel]:
     groups = _groups(listed)
     kernels: dict[int, Kernel] = {}
     for index, group in enumerate(groups):
-        kernels.setdefault(group, Kernel(listed[index].name)).members.append(index)
+        kernels.setdefault(group, Kernel(listed[index].name, listed[index].dtype)).members.append(
+            index
+        )
     readers = _readers(listed, groups)
     for group, kernel in kernels.items():
         members = [listed[index] for index in kernel.members]

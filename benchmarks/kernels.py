@@ -198,7 +198,7 @@ class Counter(FakeCuda):
         for part, operations in self._compiled.items():
             count = self.counts.setdefault(part, Count())
             for kernel in fuse(operations):
-                count.add(kernel.name, kernel.launches, kernel.moved, kernel.flops, torch.bfloat16)
+                count.add(kernel.name, kernel.launches, kernel.moved, kernel.flops, kernel.dtype)
 
     def seen(self, operator: Any, arguments: list[Any], result: Any) -> None:
         """Add one operation to the current part."""
@@ -211,6 +211,7 @@ class Counter(FakeCuda):
         moved = self._moved(name, arguments, results)
         flops = flop_registry.get(operator.overloadpacket, lambda *_, **__: 0)
         operations = flops(*arguments, out_val=result)
+        dtype = results[0].dtype if results else torch.float32
         unit = (-1, True) if self._in_backward and self._units else self._unit
         if unit is not None:
             inputs = _tensors(arguments)
@@ -225,10 +226,9 @@ class Counter(FakeCuda):
                 reads.pop(_memory(inputs[0]), None)
             writes = {_memory(x): _bytes(x) for x in results}
             self._compiled.setdefault(self._part or "", []).append(
-                Operation(name, unit, kernels, operations, elements, reads, writes)
+                Operation(name, unit, kernels, operations, elements, reads, writes, dtype)
             )
             return
-        dtype = results[0].dtype if results else torch.float32
         count.add(name, kernels, moved, operations, dtype)
 
     @staticmethod

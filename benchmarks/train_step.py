@@ -87,12 +87,22 @@ def _use_scan(agent: Agent, scan: str) -> None:
             block.attend = full_operands
 
 
+def in_own_precision(agent: Agent, call: Callable[[], Any]) -> Callable[[], Any]:
+    """``call`` with the TF32 setting of ``agent``, whatever agent was made or timed last."""
+
+    def timed() -> Any:
+        use_precision(agent.config.BasicSettings, agent.device)
+        return call()
+
+    return timed
+
+
 def _baseline(case: str, device: torch.device) -> Callable[[], Any]:
     """The whole step, eager, in float32 and with :func:`full_operands` as its scan."""
     agent, replay = full_size(case, _overrides("fp32", FULL, "off"), device)
     _use_scan(agent, FULL)
     step = agent.training_step(replay)
-    return lambda: step(world_model=True, actor_critic=True)
+    return in_own_precision(agent, lambda: step(world_model=True, actor_critic=True))
 
 
 def _whole_step(case: str, overrides: list[str], device: torch.device) -> Callable[[], Any]:
@@ -102,7 +112,7 @@ def _whole_step(case: str, overrides: list[str], device: torch.device) -> Callab
     for _ in range(EAGER_CALLS + 1 if agent.uses_cuda_graph else 1):
         step(world_model=True, actor_critic=True)
     check_captured(step)
-    return lambda: step(world_model=True, actor_critic=True)
+    return in_own_precision(agent, lambda: step(world_model=True, actor_critic=True))
 
 
 def check_captured(step: Callable[..., Any]) -> None:
@@ -185,6 +195,7 @@ def measure_one(arguments: argparse.Namespace, target: torch.device) -> dict[str
     else:
         timed = dict(parts)
     timed |= {"step": lambda: update(world_model=True, actor_critic=True)}
+    timed = {name: in_own_precision(agent, call) for name, call in timed.items()}
     for _ in range(EAGER_CALLS + 1 if agent.uses_cuda_graph else 1):
         for call in timed.values():
             call()

@@ -61,3 +61,15 @@ def test_two_compiled_functions_are_not_fused(repeat: int) -> None:
             x = double(x)
     counter.finish()
     assert counter.counts["it"].kernels == repeat
+
+
+@pytest.mark.parametrize(("dtype", "rate"), [(torch.bfloat16, 5e14), (torch.float32, 2.5e14)])
+def test_a_compiled_product_computes_at_the_rate_of_its_dtype(
+    dtype: torch.dtype, rate: float
+) -> None:
+    counter, size = Counter(), 4096
+    x = counter.on_cuda(torch.zeros(size, size, dtype=dtype))
+    with counter, counter.part("it"):
+        counter.compiled(lambda x: x @ x)(x)
+    counter.finish()
+    assert counter.counts["it"].seconds == pytest.approx(2 * size**3 / rate)
