@@ -3,6 +3,8 @@
     python -m benchmarks.kernels                                # Atari at full size
     python -m benchmarks.kernels --case all --compiled --save after
     python -m benchmarks.kernels --set BasicSettings.UseAmp=false
+    python -m benchmarks.kernels --config config_files/atari_small.yaml
+    python -m benchmarks.kernels --case storm
 
 The step runs on fake CUDA tensors (see ``benchmarks.fake_cuda``), and every operation is counted as
 the kernels that torch launches for it when it runs eagerly or is captured as a CUDA graph. ``GB``
@@ -25,12 +27,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import measure
-from benchmarks.cases import CASES, STORED, case_parts
+from benchmarks.cases import CASES, OTHERS, STORED, case_parts
 from benchmarks.fake_cuda import DEVICE, FakeCuda, cuda_autocast
 from benchmarks.fusion import Operation, fuse
 from pwm_core.cli import run_command
@@ -40,6 +42,7 @@ from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.imagination import evaluate, imagine, imagined_step
 from pwm_core.models.world_model import WorldModel
 from pwm_core.training.agent import Agent
+from pwm_core.training.methods import METHODS
 from pwm_core.training.optimizer import Optimizer
 from pwm_core.training.replay_buffer import ReplayBuffer, TransitionSpec
 
@@ -245,8 +248,8 @@ class Counter(FakeCuda):
         return written + sum(map(_bytes, inputs))
 
 
-class _FakeAgent(Agent):
-    """An agent that computes in bfloat16 on fake CUDA tensors."""
+class _OnFakeCuda(Agent):
+    """What makes an agent compute in bfloat16 on fake CUDA tensors."""
 
     def __init__(self, config: Config, *parts: Any) -> None:
         super().__init__(config, *parts)
@@ -298,18 +301,32 @@ def _compile(agent: Agent, counter: Counter) -> None:
     agent._actor_critic_loss = counter.compiled(agent._actor_critic_loss)
 
 
+def _fake_agent(config: Config, *modules: nn.Module) -> Agent:
+    """The agent of the configured method on fake CUDA tensors."""
+    method = METHODS[config.Models.Method]
+    return type("FakeAgent", (_OnFakeCuda, method), {})(config, *modules, DEVICE)
+
+
 def count_step(
-    case: str, overrides: list[str] | None = None, *, compiled: bool = False
+    case: str,
+    overrides: list[str] | None = None,
+    *,
+    files: str | None = None,
+    compiled: bool = False,
 ) -> dict[str, Count]:
     """The counts of one training step by the names in :data:`PARTS`.
 
     Args:
-        case: a key of ``benchmarks.cases.CASES``.
+        case: a key of ``benchmarks.cases.CASES`` or ``OTHERS``.
         overrides: of its config, as ``Section.Key=value``.
+        files: YAML files with commas between them, laid over the full config of the case's domain;
+            None for the case's own config.
         compiled: estimate the compiled step.
     """
-    config = load_config(CASES[case], overrides=overrides or [])
-    settings = config.JointTrainAgent
+    known = (CASES | OTHERS)[case]
+    config = load_config(
+        files or known, defaults=known.partition(",")[0], overrides=overrides or []
+    )
     model, context, imagination, actor_critic, rest = PARTS
     counter = Counter()
     with torch.device("meta"):  # nothing is initialised
@@ -319,18 +336,18 @@ def count_step(
         counter.move(module)
     replay = _fake_replay(spec, counter)
     with counter:
-        agent = _FakeAgent(config, *modules, DEVICE)
+        agent = _fake_agent(config, *modules)
         for optimizer in agent.optimizers.values():
             _prepare(optimizer, counter, rest)
         if compiled:
             _compile(agent, counter)
         agent._context = counter.within(context, agent._context)
         with counter.part(rest):
-            batch = replay.sample(settings.BatchSize, settings.BatchLength)
+            batches = agent.draw(replay)
         with counter.part(model):
-            agent.train_world_model(batch)
+            agent.train_world_model(batches[0])
         with counter.part(imagination):
-            trajectory = agent.imagine(batch)
+            trajectory = agent.imagine(*batches)
         with counter.part(actor_critic):
             agent.train_actor_critic(trajectory)
     counter.finish()
@@ -347,7 +364,12 @@ def table(counts: dict[str, Count]) -> list[dict[str, Any]]:
 def main() -> None:
     """Print the tables; with ``--save NAME`` also write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--case", choices=[*CASES, "all"], default="atari")
+    parser.add_argument("--case", choices=[*CASES, *OTHERS, "all"], default="atari")
+    parser.add_argument(
+        "--config",
+        metavar="FILE[,FILE...]",
+        help="YAML files laid over the full config of the case's domain, in this order",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="Section.Key=value")
     parser.add_argument("--compiled", action="store_true", help="also estimate the compiled step")
     parser.add_argument("--top", type=int, default=0, help="also the N most frequent operations")
@@ -356,14 +378,14 @@ def main() -> None:
     rows = []
     cases = CASES if arguments.case == "all" else [arguments.case]
     for case, compiled in itertools.product(cases, (False, True)[: 1 + arguments.compiled]):
-        counts = count_step(case, arguments.set, compiled=compiled)
+        counts = count_step(case, arguments.set, files=arguments.config, compiled=compiled)
         found = table(counts)
         step = "compiled, then captured" if compiled else "captured"
         print(f"{case}, {step}\n{measure.table(found)}\n")
         for part, count in counts.items() if arguments.top else ():
             names = sorted(count.names.items(), key=lambda item: -item[1])[: arguments.top]
             print(f"{part}: {', '.join(f'{name} {number}' for name, number in names)}\n")
-        changes = " ".join(arguments.set)
+        changes = " ".join([*([arguments.config] if arguments.config else []), *arguments.set])
         rows += [{"case": case, "step": step, "changes": changes, **row} for row in found]
     if arguments.save:
         path = measure.save(f"kernels_{arguments.save}", rows, torch.device("cpu"))

@@ -8,23 +8,41 @@ import torch
 from benchmarks.fake_cuda import DEVICE, FakeCuda, can_count_gradients, cuda_autocast
 from benchmarks.kernels import PARTS, Counter, count_step
 
-KERNELS = {
-    "atari": (1001, 227, 1233, 350, 72),
-    "dmc-proprio": (957, 219, 1275, 279, 72),
+STEPS = {
+    "atari": ((1001, 227, 1233, 350, 72), (6.4, 1.56, 5.16, 2.55, 0.836)),
+    "atari, compiled": ((352, 61, 580, 120, 72), (4.36, 0.777, 3.26, 2.91, 0.836)),
+    "dmc-proprio": ((957, 219, 1275, 279, 72), (1.73, 0.389, 4.62, 1.83, 0.729)),
+    "dmc-proprio, compiled": ((351, 61, 581, 92, 72), (1.1, 0.169, 2.67, 2.37, 0.729)),
+    "storm": ((594, 113, 1655, 370, 92), (6.48, 10.4, 14.5, 4.28, 1.13)),
 }
-"""Kernels of each part of a step. A change that launches fewer should lower them here."""
+"""Kernels and GB of each part of a full-size step. A change that launches fewer kernels, or moves
+less, should lower them here."""
 CLOSE = 0.05
 
 
 @pytest.mark.skipif(not can_count_gradients(), reason="a CUDA build of torch without a GPU")
-@pytest.mark.parametrize("case", KERNELS)
-def test_a_step_launches_as_many_kernels_as_written_here(case: str) -> None:
-    counts = count_step(case)
-    found = {part: counts[part].kernels for part in PARTS}
-    assert found == {
-        part: pytest.approx(expected, rel=CLOSE, abs=3)
-        for part, expected in zip(PARTS, KERNELS[case], strict=True)
-    }
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_launches_and_moves_as_much_as_written_here(step: str) -> None:
+    case, _, compiled = step.partition(", ")
+    counts = count_step(case, compiled=bool(compiled))
+    kernels, gigabytes = STEPS[step]
+    assert [counts[part].kernels for part in PARTS] == pytest.approx(kernels, rel=CLOSE, abs=3)
+    assert [counts[part].gigabytes for part in PARTS] == pytest.approx(gigabytes, rel=CLOSE)
+
+
+@pytest.mark.skipif(not can_count_gradients(), reason="a CUDA build of torch without a GPU")
+def test_any_config_is_counted() -> None:
+    """Files are laid over the full config of the case's domain, and ``overrides`` over them."""
+    files = "config_files/dmc_tiny.yaml,config_files/ablations/no_token_mixing.yaml"
+    horizons = [
+        count_step("dmc-proprio", [f"JointTrainAgent.ImagineHorizon={steps}"], files=files)
+        for steps in (4, 8)
+    ]
+    kernels = [counts["imagination"].kernels for counts in horizons]
+    assert 1.7 < kernels[1] / kernels[0] < 2
+    full = count_step("dmc-proprio")
+    for part in PARTS[:-1]:
+        assert horizons[1][part].gigaflops < full[part].gigaflops / 10
 
 
 def count(call: object) -> tuple[int, float, float]:
