@@ -6,6 +6,8 @@ where Triton interprets it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -73,6 +75,26 @@ def test_extreme_projections_stay_finite() -> None:
         projected = torch.full((4 * B, 16), size, device=DEVICE)
         found = memory.fused_step(projected, torch.full((4 * B, 4), -1e4, device=DEVICE))
         assert torch.isfinite(found).all()
+
+
+def test_all_steps_share_one_compiled_graph() -> None:
+    """The first step finds the memory as later ones do, also where it begins within the states."""
+    memory = ImaginedMemory(
+        make_states(40, 4, "chunked"), slice(20, 30), torch.zeros(10 * B, device=DEVICE).bool(), 3
+    )
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    step = torch.compile(memory.fused_step, backend=keep, dynamic=False, fullgraph=True)
+    inputs = torch.randn(10 * B, 16, device=DEVICE), torch.randn(10 * B, 4, device=DEVICE)
+    for _ in range(3):
+        step(*inputs)
+    assert len(graphs) == 1
+    torch._dynamo.reset()
 
 
 def test_what_torch_compile_relies_on() -> None:

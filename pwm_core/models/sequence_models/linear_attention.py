@@ -83,20 +83,16 @@ class ImaginedMemory:
         begin, end = first // chunk, -(-stop // chunk)
         self._shape = (batch, end - begin, chunk, width)
         self._steps = slice(first - begin * chunk, stop - begin * chunk)
-        self._states = States(
-            stop,
-            states.start[:, begin:end],
-            states.decay[:, begin:end],
-            None if states.keys is None else states.keys[:, begin:end],
-            None if states.values is None else states.values[:, begin:end],
-        )
+        fields = (states.start, states.decay, states.keys, states.values)
+        kept = [None if x is None else x[:, begin:end] for x in fields]
+        on_cpu = zero.device.type == "cpu"
+        self._states = States(stop, *(kept if on_cpu else _contiguous(kept)))
         count, values = len(zero), states.start.shape[-1]
         # (N, E) G_t; it is 0 where the start's state is zeros
         self._decay = (~zero).to(states.start.dtype).unsqueeze(1).repeat(1, width)
         self._keys = states.start.new_zeros(count, horizon, width)  # k_j G_t / G_j
         self._values = states.start.new_zeros(count, horizon, values)
         self._length = 0
-        self._chunks: list[Tensor | None] | None = None
         # The current step as a tensor too: a compiled step must not depend on an int.
         self._clock = clock
         self._position = torch.full((), -1, device=zero.device)
@@ -139,12 +135,10 @@ class ImaginedMemory:
         """
         from pwm_core.models.imagined_triton import imagined_step
 
-        if self._chunks is None:  # the kernel reads contiguous tensors
-            states = self._states
-            fields = (states.start, states.decay, states.keys, states.values)
-            self._chunks = [None if x is None else x.contiguous() for x in fields]
         state = (self._decay, self._keys, self._values, self._next())
-        return imagined_step(projected, gate, *state, *self._chunks, self._steps.start)
+        kept = self._states
+        chunks = _contiguous([kept.start, kept.decay, kept.keys, kept.values])  # on CUDA they are
+        return imagined_step(projected, gate, *state, *chunks, self._steps.start)
 
     def _next(self) -> Tensor:
         """The number of steps taken before this one, an int64 scalar."""
@@ -162,6 +156,10 @@ class ImaginedMemory:
         placed[:, self._steps] = query.view(batch, -1, width)
         output = self._states.read(placed.view(self._shape)).flatten(1, 2)
         return output[:, self._steps].flatten(0, 1)
+
+
+def _contiguous(tensors: list[Tensor | None]) -> list[Tensor | None]:
+    return [None if x is None else x.contiguous() for x in tensors]
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
