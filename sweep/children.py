@@ -70,11 +70,14 @@ def command(run: Run, work: Work, stage: str) -> list[str]:
 
 
 def environment(run: Run, work: Work, slot: Slot) -> dict[str, str]:
-    """Return the child's environment. wandb groups the seeds of one task and variant."""
+    """Return the child's environment. wandb groups the seeds of one task and variant.
+
+    The slot comes before what is exported, so that runs side by side keep to their shares.
+    """
     group = "-".join(part for part in (work.sweep, run.task, run.variant) if part)
     wandb = {"WANDB_RUN_GROUP": group, "WANDB_TAGS": work.sweep}
     threads = {"OMP_NUM_THREADS": str(slot.threads)} if slot.threads else {}
-    return {**wandb, **threads, **os.environ, **slot.environ, **child_environment(work.places)}
+    return {**wandb, **os.environ, **threads, **slot.environ, **child_environment(work.places)}
 
 
 def before_exec() -> Callable[[], None]:

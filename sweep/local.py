@@ -26,18 +26,23 @@ Environ = dict[str, str]
 """Environment variables."""
 
 
+def _gpu_names() -> list[str]:
+    """Return the names of this machine's GPUs, as NVIDIA's driver tells them."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
 def find_gpus() -> list[str]:
     """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` may name on this machine."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    count = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
-    return [str(index) for index in range(count)] if done.returncode == 0 else []
+    return [str(index) for index in range(len(_gpu_names()))]
 
 
 def make_slots(resources: Resources, jobs: int | None = None) -> list[Slot]:
@@ -46,14 +51,15 @@ def make_slots(resources: Resources, jobs: int | None = None) -> list[Slot]:
     Each slot gets an equal share of this process's cores, and one of the GPUs in turn.
 
     Args:
-        jobs: runs per GPU, or on the CPU, with one thread each.
+        jobs: runs per GPU, or on the CPU, with one thread each. On several GPUs they are at most
+            as many as there are cores, because the number is measured on one.
     """
     gpus = [] if resources.device == "cpu" else find_gpus()
     cores = len(os.sched_getaffinity(0))
     count = resources.side_by_side or len(gpus) or max(1, cores // 2)
     threads = max(1, cores // count)
     if jobs is not None:
-        count, threads = jobs * max(1, len(gpus)), 1
+        count, threads = min(jobs * max(1, len(gpus)), max(jobs, len(gpus), cores)), 1
     return [
         Slot(
             threads=threads,
@@ -74,7 +80,10 @@ def measured_jobs(plan: Plan, runs: Sequence[Run], work: Work, most: int, caches
         return 1
     file = work.places.sweep(plan.sweep.name) / "jobs.json"
     slot = make_slots(plan.sweep.resources, 1)[0]
-    about = {"host": socket.gethostname(), "most": most, "config": runs[0].config}
+    about = {
+        "host": socket.gethostname(), "gpus": _gpu_names(), "most": most,
+        "config": runs[0].config, "overrides": list(runs[0].overrides),
+    }  # fmt: skip
     known = read_json(file)
     if {key: known.get(key) for key in about} == about and isinstance(known.get("jobs"), int):
         print(f"{known['jobs']} runs side by side pay, as was measured here before ({file})")

@@ -285,7 +285,7 @@ def test_the_line_that_says_why(tmp_path: Path, status: int, text: str, line: st
 
 def test_slots_share_gpus_and_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     slots = make_slots(3, cpus=5)
     assert [slot.environ["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["4", "6", "4"]
     toy = Toy(tmp_path / "toy")
