@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 from pwm_core.errors import UserError
 from pwm_core.signals import StoppedError
@@ -18,7 +19,13 @@ from sweep.plan import Plan
 from sweep.records import take_lock
 from sweep.run import Run
 from sweep.schema import Resources
-from sweep.side_by_side import Trial, choose, multi_process_service, shared_caches
+from sweep.side_by_side import (
+    Trial,
+    choose,
+    multi_process_service,
+    service_folder,
+    shared_caches,
+)
 from sweep.states import RunState, counts, local_lock, local_process, to_start
 from sweep.supervisor import Supervisor
 
@@ -104,11 +111,22 @@ def _slots(plan: Plan, runs: Sequence[Run], work: Work, most: int | None) -> Ite
     shared = shared_caches(work.places)
     with contextlib.ExitStack() as stack:
         if resources.device != "cpu" and find_gpus():
-            folder = work.places.sweep(plan.sweep.name) / "mps"
-            shared |= stack.enter_context(multi_process_service(folder))
+            folder = work.places.sweep(plan.sweep.name)
+            shared |= stack.enter_context(multi_process_service(service_folder(folder)))
         jobs = measured_jobs(plan, runs, work, most, shared)
         slots = make_slots(resources, jobs)
         yield [Slot(slot.threads, slot.environ | shared) for slot in slots]
+
+
+def _stop_measuring(_number: int, _frame: FrameType | None) -> None:
+    """Handle a signal before the runs begin: leave by way of the clean-up, the second time at once.
+
+    Raises:
+        StoppedError: always.
+    """
+    for again in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(again, signal.SIG_DFL)
+    raise StoppedError("stopped before the runs began; the same command goes on")
 
 
 def run_here(
@@ -143,6 +161,8 @@ def run_here(
         if not runs:
             return
         write_json(file, about | {"runs": [run.name for run in runs]})
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop_measuring)
         with _slots(plan, runs, work, most) as slots:
             gpu = " on a GPU" if "CUDA_VISIBLE_DEVICES" in slots[0].environ else ""
             share = f"{slots[0].threads} threads{gpu}"

@@ -7,6 +7,7 @@ small. Several runs share the device, until the sum of their steps per second no
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -17,11 +18,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pwm_core.config import Config
 from pwm_core.errors import UserError
 from pwm_core.paths import LOGDIR_VARIABLE
-from sweep.children import Slot, Work, before_exec, command
+from sweep.children import Slot, Work, before_exec, command, environment
 from sweep.places import Places
 from sweep.run import Run
 
@@ -34,6 +36,8 @@ SKIPPED, STEPS = 50, 200
 """Steps of each run before the measurement (compilation, capture, caches), and in it."""
 PATIENCE = 1800.0
 """Seconds after which a measurement is given up."""
+END_PATIENCE = 60.0
+"""Seconds that trial runs get to end by themselves."""
 MPS = "nvidia-cuda-mps-control"
 
 Course = list[tuple[int, float]]
@@ -41,16 +45,25 @@ Course = list[tuple[int, float]]
 
 
 def choose(total: Callable[[int], float], most: int, say: Callable[[str], None] = print) -> int:
-    """Try growing numbers of runs until another does not pay.
+    """Try growing numbers of runs until another does not pay, or does not fit.
 
     Args:
         total: (number of runs) -> the sum of their steps per second.
         most: largest number to try.
         say: prints a line.
+
+    Raises:
+        UserError: not even one run works.
     """
     best, reached = 1, 0.0
     for count in [count for count in COUNTS if count <= most] or [1]:
-        found = total(count)
+        try:
+            found = total(count)
+        except UserError as error:
+            if count == 1:
+                raise
+            say(f"{count} side by side do not work: {error}")
+            break
         say(f"{count} side by side: {found:.1f} steps/s together")
         if found < GAIN * reached:
             break
@@ -103,14 +116,13 @@ class Trial:
             UserError: one of them failed; the message holds the end of its output.
         """
         with tempfile.TemporaryDirectory(prefix="pamorl-") as folder:
-            processes = [self._start(index, Path(folder)) for index in range(count)]
+            processes: list[subprocess.Popen[bytes]] = []
             try:
+                for index in range(count):
+                    processes.append(self._start(index, Path(folder)))
                 return together(self._watch(processes, Path(folder)))
             finally:
-                for process in processes:
-                    process.kill()
-                for process in processes:
-                    process.wait()
+                _end(processes)
 
     def _overrides(self) -> tuple[str, ...]:
         settings = self.config.JointTrainAgent
@@ -129,13 +141,13 @@ class Trial:
         overrides = (*self.run.overrides, *self._overrides())
         run = replace(self.run, name=f"measure-{index}", overrides=overrides)
         work = replace(self.work, logger="none")
-        threads = {"OMP_NUM_THREADS": str(self.slot.threads)} if self.slot.threads else {}
-        environ = {**os.environ, **threads, **self.slot.environ, LOGDIR_VARIABLE: str(folder)}
+        environ = environment(run, work, self.slot) | {LOGDIR_VARIABLE: str(folder)}
         with open(folder / f"{index}.log", "wb") as log:
             return subprocess.Popen(
                 command(run, work, "train"),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env=environ, cwd=self.work.root, preexec_fn=before_exec(),
+                start_new_session=True,  # Ctrl-C is for the sweep, which ends them
             )  # fmt: skip
 
     def _watch(self, processes: list[subprocess.Popen[bytes]], folder: Path) -> list[Course]:
@@ -154,6 +166,23 @@ class Trial:
                 if step >= first and (not course or step > course[-1][0]):
                     course.append((step, time.monotonic()))
         return courses
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Let all processes end by themselves, and kill those that do not.
+
+    A process that is killed while its kernels run can leave the multi-process service, which it
+    shares with others, in no state that NVIDIA defines.
+    """
+    for process in processes:
+        process.terminate()
+    limit = time.monotonic() + END_PATIENCE
+    for process in processes:
+        try:
+            process.wait(max(0.0, limit - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _last_step(metrics: Path) -> int:
@@ -175,14 +204,43 @@ def shared_caches(places: Places) -> dict[str, str]:
     }
 
 
+def service_folder(sweep: Path) -> Path:
+    """The folder of the multi-process service of one sweep.
+
+    Its name is short, because sockets allow 108 characters, and it is on this machine's own disk.
+
+    Args:
+        sweep: the sweep's folder. A lock sees to it that one process at a time runs the sweep.
+    """
+    name = hashlib.sha256(os.fsencode(sweep.resolve())).hexdigest()[:12]
+    return Path("/tmp") / f"pamorl-mps-{os.getuid()}-{name}"
+
+
+# A service keeps the pipes open that it inherits, so its output is not read.
+_QUIETLY: dict[str, Any] = {
+    "check": True, "timeout": 30, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL
+}  # fmt: skip
+
+
+def _order(text: str, environ: dict[str, str]) -> bool:
+    """Give the running service an order; whether it answers."""
+    try:
+        subprocess.run([MPS], input=f"{text}\n".encode(), env=environ, **_QUIETLY)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def multi_process_service(
     folder: Path, say: Callable[[str], None] = print
 ) -> Iterator[dict[str, str]]:
     """NVIDIA's multi-process service, with which kernels of several processes run at once.
 
+    One that a killed sweep has left in the folder is used, and ended like any other.
+
     Args:
-        folder: for its pipe and its logs.
+        folder: for its pipe and its logs; see :func:`service_folder`.
         say: prints a line.
 
     Yields:
@@ -192,17 +250,22 @@ def multi_process_service(
     if shutil.which(MPS) is None or "CUDA_MPS_PIPE_DIRECTORY" in os.environ:
         yield {}
         return
-    folder.mkdir(parents=True, exist_ok=True)
     own = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
-    environ = {**os.environ, **own}
+    # The service would count only the visible devices, and from 0; its clients choose theirs.
+    environ = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"} | own
     try:
-        subprocess.run([MPS, "-d"], env=environ, check=True, capture_output=True, timeout=30)
-    except (OSError, subprocess.SubprocessError) as error:
-        say(f"note: the multi-process service does not start ({error}); runs take turns")
-        yield {}
-        return
-    try:
-        yield own
+        yield own if _start_service(folder, environ, say) else {}
     finally:
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            subprocess.run([MPS], input=b"quit\n", env=environ, capture_output=True, timeout=30)
+        _order("quit", environ)
+
+
+def _start_service(folder: Path, environ: dict[str, str], say: Callable[[str], None]) -> bool:
+    """Start the service, or find that it runs already; whether it can be used."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        subprocess.run([MPS, "-d"], env=environ, stdin=subprocess.DEVNULL, **_QUIETLY)
+    except (OSError, subprocess.SubprocessError) as error:
+        if not _order("get_server_list", environ):
+            say(f"note: the multi-process service does not start ({error}); runs take turns")
+            return False
+    return True
