@@ -68,14 +68,16 @@ def _driver_loads() -> bool:
     return True
 
 
-@torch.compiler.assume_constant_result
 def fuses(kernels: str, device: torch.device) -> bool:
     """Whether to use the Triton kernels of the networks on ``device``.
 
     Args:
         kernels: ``Models.WorldModel.Kernels``.
     """
-    return kernels == "auto" and device.type == "cuda" and HAS_TRITON and _driver_loads()
+    if kernels != "auto" or device.type != "cuda" or not HAS_TRITON:
+        return False
+    # What torch compiles for CUDA are Triton's kernels in any case; it need not trace the attempt.
+    return torch.compiler.is_compiling() or _driver_loads()
 
 
 def check_backend(backend: str, device: torch.device) -> None:

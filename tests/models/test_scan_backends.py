@@ -146,18 +146,11 @@ def test_triton_is_refused_where_it_cannot_run(
 def test_kernels_are_torchs_where_tritons_driver_does_not_load(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a GPU's driver the real one fails. Compiled code asks too, and the line is printed
-    once."""
+    """Without a GPU's driver the real one fails, and says so once."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     scan._driver_loads.cache_clear()
     try:
-        cuda = torch.device("cuda")
-        assert not scan.fuses("auto", cuda)
-        monkeypatch.undo()  # torch.compile asks for the device's properties
-        chosen = torch.compile(
-            lambda x: x + 1 if scan.fuses("auto", cuda) else x, backend="eager", fullgraph=True
-        )
-        assert chosen(torch.zeros(())) == 0
+        assert [scan.fuses("auto", torch.device("cuda")) for _ in range(2)] == [False, False]
     finally:
         scan._driver_loads.cache_clear()
     assert re.fullmatch(r"note: torch's kernels .* does not load: .+\n", capsys.readouterr().out)
