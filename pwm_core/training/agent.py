@@ -33,6 +33,16 @@ def compile_mode(mode: str, device: torch.device) -> str:
     return mode
 
 
+def _compiler(device: torch.device) -> Callable[..., Any]:
+    """torch.compile for fixed shapes.
+
+    On a CPU the kernels are called from C++. They are the same, so the numbers are too, but a step
+    of hundreds of short kernels no longer waits for Python between them.
+    """
+    options = {"cpp_wrapper": True} if device.type == "cpu" else None
+    return partial(torch.compile, dynamic=False, options=options)
+
+
 def _as_is(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
@@ -71,7 +81,7 @@ class Agent:
         mode = compile_mode(config.BasicSettings.Compile, device)
         self.uses_cuda_graph = "graph" in mode and device.type == "cuda"
         self._captured: list[CapturedUpdate] = []
-        compiled = partial(torch.compile, dynamic=False) if mode.startswith("compile") else _as_is
+        compiled = _compiler(device) if mode.startswith("compile") else _as_is
         self._compiled = compiled  # for subclasses
         self._world_model_loss = compiled(self.world_model.loss)
         self._context = compiled(self.world_model.context)
