@@ -43,11 +43,14 @@ CATCH = [
 # as PaMoRL's with 3, 18 nats summed over the latents, and with 1 less than one nat. Nothing but the
 # reconstruction then keeps them from becoming constants, which KL(posterior || prior) favours: with
 # STORM's weight of 0.1 the ball was not seen after 900 updates, with 0.001 after 600 it was.
-# Contexts of half an episode are enough, and so is imagining to the end of one.
+# Contexts of half an episode are enough, and so is imagining to the end of one. Steps after an
+# imagined end are 36 % of all here, and nothing has trained the model for them: with STORM's weight
+# of 1 for them, seed 2 caught 77 % of the balls, and 97 % without them (StepWeight: discount).
 STORM_CATCH = [
     *CATCH,
     "JointTrainAgent={TrainDynamicsEverySteps: 1, ImagineContextLength: 4, ImagineBatchLength: 6}",
     "Models.WorldModel={LatentGain: 10, RepScale: 1e-3}",
+    "Models.Agent={StepWeight: discount}",
 ]
 MINUTES = {"atari_tiny.yaml": 8, "STORM_tiny.yaml": 16}
 """Within which two seeds learn Catch side by side, by config file."""
