@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pwm_atari.catch import Catch
 from pwm_atari.envs import AtariEnv
 from pwm_core import cli
 from pwm_core.config_file import load_config
@@ -31,7 +32,6 @@ from pwm_dmc.rendering import try_renderer
 from tests.helpers import Data, load_small, make_agent, make_world_model
 from tests.helpers_envs import CONFIG, DEFAULTS, TINY, counting_domain
 from tests.helpers_runs import train_on
-from tests.training.catch import Catch
 
 KINDS = ("Observation", "Reconstruction", "Imagination", "Comparison", "OpenLoop")
 
