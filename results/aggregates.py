@@ -134,22 +134,39 @@ def profiles(matrices: dict[str, Matrix], reps: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def improvement(pairs: dict[tuple[str, str], tuple[Matrix, Matrix]], reps: int) -> pd.DataFrame:
-    """P(X > Y) on the tasks that both have: x, y, value, low, high, tasks.
+Pairs = dict[tuple[str, str], tuple[Matrix, Matrix]]
+"""The scores of X and of Y by their two names."""
 
-    The probability is averaged over tasks, and a tie counts half. The interval is NaN if X is a
-    single run.
+
+def improvement(pairs: Pairs, reps: int) -> pd.DataFrame:
+    """P(X > Y) on the tasks that both have; see :func:`_compare`.
+
+    The probability is averaged over tasks, and a tie counts half.
+    """
+    return _compare(pairs, metrics.probability_of_improvement, reps)
+
+
+def difference(pairs: Pairs, reps: int) -> pd.DataFrame:
+    """The mean of X minus the mean of Y on the tasks that both have; see :func:`_compare`."""
+    return _compare(pairs, lambda ours, theirs: ours.mean() - theirs.mean(), reps)
+
+
+def _compare(
+    pairs: Pairs, metric: Callable[[np.ndarray, np.ndarray], float], reps: int
+) -> pd.DataFrame:
+    """A metric of two settings on the tasks that both have: x, y, value, low, high, tasks.
+
+    The columns low and high bound the 95 % stratified-bootstrap interval. They are NaN if X or Y is
+    a single run.
     """
     rows = []
     for (x, y), (ours, theirs) in pairs.items():
         tasks = [task for task in ours.tasks if task in theirs.tasks]
         both = [ours.on(tasks), theirs.on(tasks)]
-        value, low, high = metrics.probability_of_improvement(*both), np.nan, np.nan
-        if len(ours.values) > 1:
+        value, low, high = metric(*both), np.nan, np.nan
+        if min(len(ours.values), len(theirs.values)) > 1:
             with seeded():
-                _, found = library.get_interval_estimates(
-                    {"pair": both}, metrics.probability_of_improvement, reps=reps
-                )
+                _, found = library.get_interval_estimates({"pair": both}, metric, reps=reps)
             low, high = found["pair"].ravel()
         rows.append((x, y, value, low, high, len(tasks)))
     return pd.DataFrame(rows, columns=["x", "y", "value", "low", "high", "tasks"])

@@ -65,19 +65,27 @@ def normalise(domain: str, task: str, score: float) -> float:
     return (score - low) / (high - low)
 
 
-def read_outcomes(folder: Path, suffix: str, problems: list[str]) -> list[Outcome]:
+def read_outcomes(folder: Path, runs: Path, suffix: str, problems: list[str]) -> list[Outcome]:
     """The final scores of the study's runs, sorted by variant, task and seed.
 
-    Left out, and named in ``problems``, are runs that have not finished, and evaluations with
-    another setting than the run's own.
+    Left out, and named in ``problems``, are runs that have no scores or have not finished, and
+    evaluations with another setting than the run's own.
+
+    Args:
+        folder: of score files.
+        runs: of run folders.
     """
     from results.scores import read_scores
 
-    found = []
+    found, scored = [], set()
     for score in read_scores(folder, problems):
         variant = variant_of(score.run, score.task, suffix)
-        if variant is None or score.evaluation.label:
+        if variant is None:
             continue
+        if label := score.evaluation.label:
+            problems.append(f"{score.run}: the evaluation {label} is left out")
+            continue
+        scored.add(score.run)
         if not score.finished:
             problems.append(f"{score.run}: left out: it has not finished")
             continue
@@ -88,19 +96,27 @@ def read_outcomes(folder: Path, suffix: str, problems: list[str]) -> list[Outcom
                 normalise(domain, score.task, value),
             )
         )
+    begun = {path.parent.name for path in runs.glob(f"*-{suffix}-seed*/run.json")}
+    problems += [f"{run}: left out: it has no scores" for run in sorted(begun - scored)]
     return sorted(found, key=lambda one: (one.variant, one.task, one.seed))
 
 
-def check_equal_lengths(outcomes: list[Outcome], problems: list[str]) -> None:
-    """Name the tasks whose runs were not all trained for the same number of steps."""
-    lengths: dict[str, set[int]] = defaultdict(set)
+def check_equal_lengths(outcomes: list[Outcome]) -> None:
+    """Refuse runs of one task that were not all trained for the same number of steps.
+
+    Raises:
+        UserError: there are such runs.
+    """
+    lengths: dict[str, dict[int, str]] = defaultdict(dict)
     for one in outcomes:
-        lengths[one.task].add(one.frames)
-    problems += [
-        f"{task}: the runs differ in length: {', '.join(map(str, sorted(found)))} steps"
-        for task, found in lengths.items()
-        if len(found) > 1
-    ]
+        lengths[one.task][one.frames] = one.run
+    for task, found in lengths.items():
+        if len(found) > 1:
+            told = ", ".join(f"{steps} steps ({found[steps]})" for steps in sorted(found))
+            raise UserError(
+                f"the runs of {task} differ in length: {told}; run the sweep again with the "
+                "largest number of steps, which extends the shorter ones"
+            )
 
 
 def order(outcomes: list[Outcome], default: str) -> list[str]:
@@ -123,10 +139,11 @@ def tables(
     """The study's tables by name.
 
     ``scores`` has a row per run, ``tasks`` and ``summary`` the aggregates of each variant on a
-    task and on all its tasks, ``improvement`` the probability that a variant is better than the
-    default, which is the first of ``variants``.
+    task and on all its tasks. ``difference`` is its mean minus that of the default, which is the
+    first of ``variants``, and ``improvement`` the probability that it is better, both on the tasks
+    that the two have.
     """
-    from results.aggregates import Matrix, improvement, intervals, make_matrix
+    from results.aggregates import Matrix, difference, improvement, intervals, make_matrix
 
     normalised: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for one in outcomes:
@@ -149,55 +166,63 @@ def tables(
             pairs[name, variants[0]] = matrix(name, common), matrix(variants[0], common)
     frames = {
         "scores": pd.DataFrame(outcomes), "tasks": pd.concat(single, ignore_index=True),
-        "summary": summary, "improvement": improvement(pairs, reps),
+        "summary": summary, "difference": difference(pairs, reps),
+        "improvement": improvement(pairs, reps),
     }  # fmt: skip
     renamed = {"setting": "variant", "x": "variant", "y": "than"}
     return {name: frame.rename(columns=renamed) for name, frame in frames.items()}
 
 
 def read_curves(
-    scores: Path, runs: Path, suffix: str, problems: list[str]
+    scores: Path, runs: Path, outcomes: list[Outcome], problems: list[str]
 ) -> dict[str, dict[str, list]]:
     """Task -> variant -> the curves of the seeds (:class:`results.curves.Curve`)."""
     from results import curves
 
+    variants = {one.run: one.variant for one in outcomes}
     found: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for curve in curves.read_curves(scores, runs, problems):
-        variant = variant_of(curve.run, curve.task, suffix)
-        if variant is not None:
-            found[curve.task][variant].append(curve)
+        if curve.run in variants:
+            found[curve.task][variants[curve.run]].append(curve)
     return {task: dict(variants) for task, variants in sorted(found.items())}
 
 
+NOTE = """\
+Final scores, normalised to [0, 1] by the returns that a task allows; in brackets the 95 %
+stratified-bootstrap interval. The last columns compare a variant with the default on the tasks
+that it was trained on: its mean minus the default's, and the probability that one of its runs is
+better. If an interval holds no difference, or a probability of 0.5, the two cannot be told apart.
+The reverse is weaker than it sounds: with so few runs an interval is too narrow, and among many
+variants one or two differ by chance.
+"""
+
+
 def write_markdown(made: dict[str, pd.DataFrame], variants: list[str], path: Path) -> None:
-    """Write a page with one line per variant: scores by task, their aggregate, and how probably the
-    variant is better than the default."""
+    """Write a page with one line per variant: scores by task, the difference from the default, and
+    how probably the variant is better."""
 
-    def between(row: pd.Series) -> str:
-        bounds = "" if pd.isna(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
-        return f"{row['value']:.2f}{bounds}"
+    def between(row: pd.Series, sign: str) -> str:
+        bounds = (
+            "" if pd.isna(row["low"]) else f" [{row['low']:{sign}.2f}, {row['high']:{sign}.2f}]"
+        )
+        return f"{row['value']:{sign}.2f}{bounds}"
 
-    def cell(table: str, variant: str, **where: str) -> str:
+    def cell(table: str, variant: str, sign: str = "", **where: str) -> str:
         frame = made[table]
         for column, value in {"variant": variant, **where}.items():
             frame = frame[frame[column] == value]
-        return between(frame.iloc[0]) if len(frame) else ""
+        return between(frame.iloc[0], sign) if len(frame) else ""
 
-    tasks = list(dict.fromkeys(made["tasks"]["task"]))
-    header = ["variant", *tasks, "mean", "IQM", f"P(better than {variants[0]})", "runs"]
+    tasks, default = list(dict.fromkeys(made["tasks"]["task"])), variants[0]
+    header = ["variant", *tasks, f"minus {default}", f"P(better than {default})", "runs"]
     lines = [header, ["---"] * len(header)]
     for name in variants:
         row = [cell("tasks", name, task=task, metric="mean") for task in tasks]
-        row += [cell("summary", name, metric=metric) for metric in ("mean", "IQM")]
+        row += [cell("difference", name, "+"), cell("improvement", name)]
         runs = (made["scores"]["variant"] == name).sum()
-        lines.append([name, *row, cell("improvement", name), str(runs)])
+        lines.append([name, *row, str(runs)])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    note = (
-        "Final scores, normalised to [0, 1] by the returns that a task allows; in brackets the "
-        "95 % stratified-bootstrap interval. A variant whose interval of the probability contains "
-        "0.5 cannot be told from the default."
-    )
-    path.write_text(f"{note}\n\n{text}\n", encoding="utf-8")
+    path.write_text(f"{NOTE}\n{text}\n", encoding="utf-8")
 
 
 def _arguments() -> cli.argparse.Namespace:
@@ -226,11 +251,11 @@ def main() -> None:
         needed = "requirements-results.txt"
         raise UserError(f"{error.name} is not installed: pip install -r {needed}") from None
     problems: list[str] = []
-    outcomes = read_outcomes(arguments.scores, arguments.suffix, problems)
+    outcomes = read_outcomes(arguments.scores, arguments.runs, arguments.suffix, problems)
     variants = order(outcomes, arguments.default)
-    check_equal_lengths(outcomes, problems)
+    check_equal_lengths(outcomes)
     made = tables(outcomes, variants, arguments.reps, problems)
-    curves = read_curves(arguments.scores, arguments.runs, arguments.suffix, problems)
+    curves = read_curves(arguments.scores, arguments.runs, outcomes, problems)
     output = arguments.output or arguments.scores / f"study_{arguments.suffix}"
     output.mkdir(parents=True, exist_ok=True)
     for name, frame in {**made, "curves": curve_table(curves)}.items():

@@ -71,23 +71,24 @@ def _draw_curve(axis: Axes, values: np.ndarray, name: str, colour: str) -> None:
 
 
 def draw_scores(made: dict[str, pd.DataFrame], variants: list[str]) -> Figure:
-    """Draw a row per variant: normalised scores (dots are runs, the diamond is their mean with its
-    interval), and the probability that the variant is better than the default."""
-    figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(9, 0.32 * len(variants) + 1.2), sharey=True, layout="constrained"
+    """Draw a row per variant: the normalised score of every run, the difference of their mean from
+    the default's, and the probability that the variant is better, both with their intervals."""
+    figure, (left, middle, right) = pyplot.subplots(
+        1, 3, figsize=(11, 0.32 * len(variants) + 1.2), sharey=True, layout="constrained"
     )
     places = {name: len(variants) - row for row, name in enumerate(variants)}
-    scores, summary = made["scores"], made["summary"]
-    for colour, (task, own) in zip(COLOURS, scores.groupby("task"), strict=False):
-        heights = [places[name] + 0.18 for name in own["variant"]]
+    for colour, (task, own) in zip(COLOURS, made["scores"].groupby("task"), strict=False):
+        heights = [places[name] for name in own["variant"]]
         left.plot(own["normalised"], heights, "o", ms=3, color=colour, alpha=0.7, label=task)
-    _draw_intervals(left, summary[summary["metric"] == "mean"], places)
+    _draw_intervals(middle, made["difference"], places)
+    middle.axvline(0, color=GREY, lw=1)
+    middle.set(xlabel=f"mean minus {variants[0]}'s")
     _draw_intervals(right, made["improvement"], places)
     left.set(yticks=list(places.values()), yticklabels=list(places), xlabel="normalised score")
     right.axvline(0.5, color=GREY, lw=1)
     right.set(xlim=(-0.03, 1.03), xlabel=f"P(better than {variants[0]})")
     left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12 + 0.6 / len(variants)), ncols=3)
-    for axis in (left, right):
+    for axis in (left, middle, right):
         axis.grid(axis="x")
     return figure
 

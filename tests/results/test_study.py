@@ -16,6 +16,7 @@ from results.study import check_equal_lengths, normalise, order, read_outcomes, 
 from tests.results.folders import Folders
 
 VARIANTS = ["default", "gru", "rms_norm"]
+TABLES = ("scores", "tasks", "summary", "difference", "improvement")
 
 
 def add(
@@ -66,7 +67,7 @@ def test_scores_are_shares_of_what_a_task_allows() -> None:
 
 def test_the_numbers_of_a_study(study: Folders) -> None:
     problems: list[str] = []
-    outcomes = read_outcomes(study.scores, "abl", problems)
+    outcomes = read_outcomes(study.scores, study.runs, "abl", problems)
     assert order(outcomes, "default") == VARIANTS
     made = tables(outcomes, VARIANTS, 200, problems)
     assert len(made["scores"]) == 24
@@ -82,6 +83,10 @@ def test_the_numbers_of_a_study(study: Folders) -> None:
     assert tasks.loc[("Catch", "gru", "mean"), "value"] == 0.75
     assert ("Catch", "rms_norm", "mean") not in tasks.index
 
+    apart = made["difference"].set_index("variant")
+    assert apart.loc["gru", "value"] == pytest.approx((0.3 + 0.3 + 0.25) / 3)
+    assert apart.loc["rms_norm", "value"] == pytest.approx(-0.3)
+    assert -0.31 < apart.loc["rms_norm", "low"] < -0.3 < apart.loc["rms_norm", "high"] < -0.29
     better = made["improvement"].set_index("variant")
     assert list(better["value"]) == [1.0, 0.0]
     assert list(better["tasks"]) == [3, 2]  # rms_norm is compared on the tasks that it has
@@ -93,13 +98,18 @@ def test_what_is_not_of_the_study_is_left_out_or_named(study: Folders) -> None:
     add(study, "gru", 4, 0.0, done=False)
     again = add(study, "gru", 5, 900.0, steps=4000)
     study.evaluate_again(again, "greedy-1ep", 0.0, greedy=True)
+    for name in ("Catch-gru-abl-seed7", "Catch-gru-other-seed7"):
+        (study.runs / name).mkdir(parents=True)
+        (study.runs / name / "run.json").write_text("{}")
     problems: list[str] = []
-    outcomes = read_outcomes(study.scores, "abl", problems)
+    outcomes = read_outcomes(study.scores, study.runs, "abl", problems)
     assert len(outcomes) == 25
     assert {(one.run, one.score) for one in outcomes if one.seed == 5} == {(again, 900.0)}
     assert "cartpole_balance-gru-abl-seed4: left out: it has not finished" in problems
-    check_equal_lengths(outcomes, problems)
-    assert problems[-1] == "cartpole_balance: the runs differ in length: 16000, 32000 steps"
+    assert f"{again}: the evaluation greedy-1ep is left out" in problems
+    assert problems[-1] == "Catch-gru-abl-seed7: left out: it has no scores"
+    with pytest.raises(UserError, match=r"differ in length: 16000 steps .*, 32000 steps .*extends"):
+        check_equal_lengths(outcomes)
 
 
 def command(folders: Folders, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -116,12 +126,13 @@ def test_the_command_writes_tables_and_figures(study: Folders) -> None:
     output = Path(done.stdout.split(": ")[1].strip())
     assert output == study.scores / "study_abl"
     names = {path.name for path in output.iterdir()}
-    tables = {f"{name}.csv" for name in ("scores", "tasks", "summary", "improvement", "curves")}
+    tables = {f"{name}.csv" for name in (*TABLES, "curves")}
     figures = {f"{name}.{kind}" for name in ("scores", "curves") for kind in ("png", "pdf")}
     assert names == tables | figures | {"study.md"}
     text = (output / "study.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("| gru")]
     assert lines[0].startswith("| gru | 0.75 [0.75, 0.75] | 0.82 [0.81, 0.83] |")
+    assert "| +0.28 [+0." in lines[0]
     assert "| 1.00 [1.00, 1.00] | 9 |" in lines[0]
     curves = pd.read_csv(output / "curves.csv")
     assert set(curves["variant"]) == set(VARIANTS)
