@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -528,6 +529,17 @@ def test_a_lock_that_cannot_say_whose_it_is(disk: Path, monkeypatch: pytest.Monk
         RunFolder("run").lock(),
     ):
         pass
+
+
+def test_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems have none; the kernel's error names no file."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match=r"lock cannot be locked \(No locks available\): .*-logdir"):
+        train_counting("run", overrides=LONG)
 
 
 # --------------------------------------------------------------------------------------- trackers
