@@ -43,6 +43,11 @@ from pwm_core.training.replay_buffer import ReplayBuffer
 from pwm_core.training.trainer import Trainer
 
 NO_LOGGER = "; or use -logger none"
+MEMORY_ADVICE = (
+    "start a new run with a lower JointTrainAgent.BatchSize, ImagineBatchSize, ImagineContext or "
+    "Models.Hidden, or with JointTrainAgent.BufferStorage=memory; to continue this run, free "
+    "memory and give the same command with -resume"
+)
 MUCH_DISK = 1e9
 """If the weights of a whole run take more bytes than this, their size is printed."""
 
@@ -80,7 +85,7 @@ def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
     folder = RunFolder(arguments.name, find_logdir(arguments.logdir))
     if not arguments.resume:
         folder.refuse_existing()
-    with folder.lock(), memory_advice():
+    with folder.lock(), memory_advice(MEMORY_ADVICE):
         if arguments.resume and folder.exists:
             folder.check_same(config, about, domain.defaults)
         else:

@@ -476,7 +476,7 @@ def test_a_limit_on_file_sizes(tree: RunTree) -> None:
         ("Models.Hidden=150000", ["the networks and their optimisers need", "lower Models.Hidden"]),
         (
             "JointTrainAgent.BatchSize=1000000",
-            ["(tried to allocate", "lower JointTrainAgent.Batch"],
+            ["(tried to allocate", "start a new run with a lower JointTrainAgent.Batch"],
         ),
     ],
 )
