@@ -546,8 +546,11 @@ BAD_EVAL: dict[str, tuple[list[str], list[str]]] = {
     "unknown game": (["-env_name", "Pnog"], ["'Pnog'"]),
     "missing config": (["-config_path", "nope.yaml"], ["nope.yaml"]),
     "unknown key": (flags("Models.Gama=1"), ["Models.Gama", "'Gamma'"]),
-    "another size": (flags("Models.Hidden=64"), ["Models"]),
-    "another network": (flags("Models.WorldModel.PosteriorNorm=false"), ["Models"]),
+    "another size": (flags("Models.Hidden=64"), ["Models.Hidden was 128 and is 64"]),
+    "another network": (
+        flags("Models.WorldModel.PosteriorNorm=false"),
+        ["Models.WorldModel.PosteriorNorm was True and is False"],
+    ),
     "unknown flag": (["-logger", "none"], ["-logger"]),
 }
 

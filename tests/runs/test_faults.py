@@ -44,6 +44,7 @@ from tests.helpers_runs import (
     dmc,
     fill,
     folder,
+    hooked,
     last_step,
     records,
     same,
@@ -486,6 +487,21 @@ def test_out_of_memory_is_one_line(setting: str, says: list[str], tree: RunTree)
     name = f"large{setting[-5:]}"
     job = tree.start("atari", *atari(name, setting), limits={LIMIT_MEMORY: 12 << 30})
     job.refused("out of memory", *says)
+
+
+@pytest.mark.parametrize("part", ["environment", "weights"])
+def test_out_of_memory_in_evaluation_is_one_line(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the weights are read, which is then not said to be the checkpoint's fault."""
+    train_counting("run", overrides=LONG)
+    domain = counting_domain((7,))[0]
+    if part == "environment":
+        domain = hooked(domain, lambda step, env: np.ones(1 << 55))
+    else:
+        monkeypatch.setattr(RunFolder, "load_weights", lambda *_: torch.ones(1 << 55))
+    with pytest.raises(UserError, match=r"out of memory \(.*lower JointTrainAgent.EvalEnvs"):
+        evaluate_run(domain, ["-n", "run", "-device", "cpu"])
 
 
 @pytest.mark.slow  # the simulator's processes take seconds to start

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pwm_core import record
+from pwm_core.cli import record_parser
 from pwm_core.eval import evaluate_run
 from pwm_core.paths import LogDir, find_logdir
 from pwm_core.runs import pretrained
@@ -34,6 +36,9 @@ def test_a_published_agent_is_evaluated_where_there_is_no_run_of_its_name(
     evaluate_run(domain, ["-n", "run", "-device", "cpu", "-logdir", str(elsewhere.root)])
     assert "comes with the repository" in capsys.readouterr().out
     assert (elsewhere.scores / "run.csv").is_file()
+    another = LogDir(tmp_path / "another")
+    argv = ["-n", "run", "-steps", "4", "-logdir", str(another.root), "-o", str(tmp_path / "a.npz")]
+    record.run(domain, record_parser(domain).parse_args([*argv, "-device", "cpu"]))
     copy = RunFolder("run", elsewhere).load_weights(60, CPU)["world_model"]
     for name, value in run.load_weights(60, CPU)["world_model"].items():
         torch.testing.assert_close(copy[name].to(value.dtype), value, rtol=1e-3, atol=1e-6)

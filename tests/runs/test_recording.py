@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -215,16 +216,25 @@ def record(path: Path, *argv: str) -> Recording:
 
 
 @pytest.mark.usefixtures("logdir")
-def test_a_run_and_random_play_are_recorded(tmp_path: Path) -> None:
+def test_a_run_and_random_play_are_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train_counting("run", overrides=["Models.Agent.LR=0.1"])
     random = record(tmp_path / "random.npz", "-env_name", "count", *flags(*TINY))
     trained = record(tmp_path / "trained.npz", "-n", "run")
+    assert f"note: the Models of {CONFIG} differ" in capsys.readouterr().out
     assert random.obs.shape == trained.obs.shape == (40, 8, 8, 3)
     assert random.about["agent"] == "random play"
     assert trained.about["agent"] == "run, step 60"
     assert not np.array_equal(random.action, trained.action)
     earlier = record(tmp_path / "earlier.npz", "-n", "run", "-checkpoint", "20")
     assert earlier.about["agent"] == "run, step 20"
+    with pytest.raises(UserError, match=r"other settings: Models.Hidden was \d+ and is 64; leave"):
+        record(tmp_path / "other.npz", "-n", "run", *flags("Models.Hidden=64"))
+    path = folder("run") / "config.yaml"
+    path.write_text(re.sub("Hidden: .*", "Hidden: 64", path.read_text()))
+    with pytest.raises(UserError, match=r"000000060.pt does not fit the run's config.yaml"):
+        record(tmp_path / "other.npz", "-n", "run")
 
 
 @pytest.mark.usefixtures("logdir")
