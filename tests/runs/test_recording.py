@@ -89,7 +89,7 @@ def test_arrays_that_do_not_fit_are_refused(says: str) -> None:
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "pickle", "npy", "objects"])
+@pytest.mark.parametrize("kind", ["missing", "text", "pickle", "npy", "objects", "damaged"])
 def test_what_is_no_archive_of_arrays_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     if kind == "text":
@@ -100,6 +100,10 @@ def test_what_is_no_archive_of_arrays_is_refused_in_one_line(kind: str, tmp_path
         np.save(path.open("wb"), np.zeros(3))
     elif kind == "objects":
         np.savez(path.open("wb"), obs=np.array([{}], dtype=object))
+    elif kind == "damaged":  # where the first array's compressed bytes begin
+        write_recording(path, make_recording(arrays(), "here"))
+        content = path.read_bytes()
+        path.write_bytes(content[:50] + bytes([255] * 50) + content[100:])
     with pytest.raises(UserError) as caught:
         read_recording(path)
     assert "\n" not in str(caught.value)
