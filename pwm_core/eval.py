@@ -117,8 +117,8 @@ def _play(
 def _film(
     domain: Domain, trained: TrainedRun, settings: Settings, step: int, episodes: list[Episode]
 ) -> None:
-    """Film ``episodes``, the first of the evaluated ones. A note is printed if nothing can
-    render."""
+    """Film ``episodes``, the first of the evaluated ones. A note is printed if nothing can render,
+    or if a video cannot be written."""
     basic, videos = trained.config.BasicSettings, trained.folder.videos
     shape = (SIZE, SIZE, basic.ObsShape[2])
     shown = basic.model_copy(update={"ObsType": "visual", "ObsShape": shape})
@@ -130,7 +130,7 @@ def _film(
     paths = [videos / f"evaluation{i}_{step:09d}.mp4" for i in range(len(episodes))]
     try:
         left_out = film(make_env, episodes, paths)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"note: the scores are written, but no video: {error}")
         return
     for line in left_out:

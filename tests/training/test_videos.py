@@ -333,6 +333,15 @@ def test_eval_films_its_first_episodes(capsys: pytest.CaptureFixture[str]) -> No
     assert "warning" not in capsys.readouterr().out
 
 
+def test_scores_do_not_depend_on_room_for_videos(capsys: pytest.CaptureFixture[str]) -> None:
+    """The checkpoints after the one whose video fails are evaluated too."""
+    domain = trained("run")
+    (find_logdir().runs / "run" / "videos").write_text("where the folder should be")
+    argv = ["-n", "run", "-device", "cpu", "-checkpoint", "all", "-video", "1"]
+    evaluate_run(domain, argv)
+    assert capsys.readouterr().out.count("the scores are written, but no video: ") == 2
+
+
 def test_scores_do_not_depend_on_a_renderer(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a renderer, a message says so, and the scores are still written."""
     domain = trained("run")
