@@ -25,7 +25,7 @@ from pwm_core.paths import LOGDIR_VARIABLE, find_logdir
 from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.files import write_text
 from pwm_core.runs.run_folder import RunFolder
-from pwm_core.runs.tracking import JsonLines, Tracker
+from pwm_core.runs.tracking import JsonLines, Tracker, Wandb
 from pwm_core.training.diagnosis import diagnose
 from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
 from tests.helpers import Data, load_small, make_agent
@@ -588,6 +588,27 @@ def test_a_sink_that_fails_is_dropped_with_one_warning(
     assert capsys.readouterr().out == warning
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4, 5]
     assert sink.calls == 2
+
+
+def test_frames_that_cannot_be_encoded_cost_a_video(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = Tracker(JsonLines(tmp_path / "metrics.jsonl"), tmp_path, [])
+    tracker.video(1, "Video/Small", np.zeros((3, 1, 1, 3), np.uint8))  # both sides must be even
+    tracker.close()
+    assert "small_000000001.mp4 could not be written: " in capsys.readouterr().out
+
+
+def test_wandb_that_starts_neither_online_nor_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(mode: str, **_: Any) -> None:
+        raise RuntimeError(f"not {mode}\nhere")
+
+    monkeypatch.setattr("wandb.init", init)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UserError, match="wandb cannot start: not offline here"):
+        Wandb(tmp_path, "run", "project", {}, "abc")
 
 
 def with_wandb(name: str) -> list[str]:
