@@ -109,8 +109,10 @@ def _find_run(
     Raises:
         UserError: runs of that task and seed are unfinished, but all have other settings.
     """
+    from pwm_core.train import identity
+
     logdir = find_logdir(arguments.logdir)
-    about = {"domain": domain.name, "task": arguments.env_name}
+    about = identity(domain, config, arguments)
     same, other = [], []
     for folder in _started(logdir, stem):
         differences = folder.differences(config, about, domain.defaults)

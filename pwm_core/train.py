@@ -81,6 +81,8 @@ def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
     check_backend(config.Models.WorldModel.Scan, device)
     use_threads(config.BasicSettings.Threads)
     use_precision(config.BasicSettings, device)
+    if arguments.trajectory_path and not config.JointTrainAgent.UseDemonstration:
+        print("note: JointTrainAgent.UseDemonstration is false: -trajectory_path is not read")
     about = _metadata(domain, config, arguments, device)
     folder = RunFolder(arguments.name, find_logdir(arguments.logdir))
     if not arguments.resume:
@@ -100,8 +102,6 @@ def _demonstration_path(config: Config, path: Path | None) -> Path | None:
         UserError: there must be one, and ``path`` is none.
     """
     if not config.JointTrainAgent.UseDemonstration:
-        if path is not None:
-            print("note: JointTrainAgent.UseDemonstration is false: -trajectory_path is not read")
         return None
     if path is None:
         raise UserError("JointTrainAgent.UseDemonstration is true: it needs -trajectory_path FILE")
@@ -110,17 +110,24 @@ def _demonstration_path(config: Config, path: Path | None) -> Path | None:
     return path
 
 
+def identity(domain: Domain, config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The entries of ``run.json`` that must be equal when a run continues.
+
+    Raises:
+        UserError: there must be a recorded trajectory, and the flags name none.
+    """
+    demonstration = _demonstration_path(config, arguments.trajectory_path)
+    about = {"task": arguments.env_name, "domain": domain.name}
+    return about | ({"demonstration": fingerprint(demonstration)} if demonstration else {})
+
+
 def _metadata(
     domain: Domain, config: Config, arguments: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
     """The content of ``run.json``."""
-    demonstration = _demonstration_path(config, arguments.trajectory_path)
-    return {
-        "task": arguments.env_name,
-        "domain": domain.name,
+    return identity(domain, config, arguments) | {
         "seed": config.BasicSettings.Seed,
         "protocol": domain.protocol(config),
-        **({"demonstration": fingerprint(demonstration)} if demonstration else {}),
         "tracker_id": secrets.token_hex(4),
         "pamorl": __version__,
         "versions": versions(),

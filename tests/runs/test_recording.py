@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from pwm_core import convert_recording
-from pwm_core.cli import record_parser
+from pwm_core.cli import record_parser, train_parser
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.convert_recording import read_pickle
 from pwm_core.errors import UserError
+from pwm_core.quickstart import _fill_in
 from pwm_core.record import play, run
 from pwm_core.runs.recording import Recording, make_recording, read_recording, write_recording
 from pwm_core.runtime import use_tensor_float
@@ -354,6 +355,24 @@ def test_storm_with_a_demonstration_resumes_exactly(tmp_path: Path) -> None:
     assert_same_run(folder("whole"), folder("run"))
     lines = records(folder("run"))
     assert all(np.isfinite(line.get("ActorCritic/policy_loss", 0.0)) for line in lines)
+
+
+@pytest.mark.usefixtures("logdir")
+def test_resume_without_a_name_finds_the_run_of_the_same_demonstration(tmp_path: Path) -> None:
+    """As ``./train.sh -resume`` looks for it."""
+    path, name = tmp_path / "mine.npz", "count-seed0-20200101-000000"
+    write_recording(path, make_recording(arrays(), "here"))
+    argv = ["-trajectory_path", str(path), *flags("JointTrainAgent.UseDemonstration=true")]
+    with pytest.raises(CrashError):
+        train_counting(name, *argv, hook=crash_at(40))
+    domain = counting_domain((7,), life=2)[0]
+    same = ["-env_name", "count", "-config_path", CONFIG, *flags(*TINY), *argv, "-resume"]
+    arguments = train_parser(domain, quick=True).parse_args(same)
+    _fill_in(domain, arguments)
+    assert arguments.name == name
+    write_recording(path, make_recording(arrays(20), "here"))
+    with pytest.raises(UserError, match="demonstration was"):
+        _fill_in(domain, train_parser(domain, quick=True).parse_args(same))
 
 
 @pytest.mark.usefixtures("logdir")
