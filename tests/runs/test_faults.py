@@ -22,6 +22,7 @@ from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run
 from pwm_core.models.distributions import SymlogTwoHot, symexp
 from pwm_core.paths import LOGDIR_VARIABLE, find_logdir
+from pwm_core.plot import plot
 from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.files import write_text
 from pwm_core.runs.run_folder import RunFolder
@@ -652,3 +653,15 @@ def test_a_crash_leaves_the_old_file_and_the_next_run_no_trace(tmp_path: Path) -
         write_text(folder("run") / name / ".half.pt.123.tmp", "half")
     train_counting("run", "-resume", overrides=LONG)
     assert not list(folder("run").rglob(".*"))
+
+
+def test_what_cannot_be_drawn_is_one_line(tmp_path: Path) -> None:
+    train_counting("run", overrides=LONG)
+    run = folder("run")
+    plot([run], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").exists()
+    with pytest.raises(UserError, match=r"-o .*curve.xyz: Format 'xyz' is not supported"):
+        plot([run], tmp_path / "curve.xyz")
+    (run / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json is missing or damaged"):
+        plot([run], tmp_path / "curve.png")
