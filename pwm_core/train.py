@@ -38,6 +38,7 @@ from pwm_core.runtime import (
     use_threads,
     versions,
 )
+from pwm_core.training.agent import check_compiler
 from pwm_core.training.demonstration import load_demonstration
 from pwm_core.training.replay_buffer import ReplayBuffer
 from pwm_core.training.trainer import Trainer
@@ -77,8 +78,9 @@ def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
     if arguments.deterministic:
         make_deterministic()
     device = find_device(arguments.device)
-    # It is checked here, because evaluation needs no scan.
+    # They are checked here, because evaluation needs neither a scan nor compiled updates.
     check_backend(config.Models.WorldModel.Scan, device)
+    check_compiler(config.BasicSettings.Compile, device)
     use_threads(config.BasicSettings.Threads)
     use_precision(config.BasicSettings, device)
     if arguments.trajectory_path and not config.JointTrainAgent.UseDemonstration:

@@ -490,6 +490,17 @@ def test_out_of_memory_is_one_line(setting: str, says: list[str], tree: RunTree)
     job.refused("out of memory", *says)
 
 
+def test_compiling_without_a_compiler_is_refused() -> None:
+    from torch._inductor import config  # seconds that no other test takes
+
+    with (
+        config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(UserError, match=r"Compile: compile needs a C\+\+ compiler .* or write off"),
+    ):
+        train_counting("run", overrides=["BasicSettings.Compile=compile"])
+    assert not folder("run").exists()
+
+
 @pytest.mark.parametrize("part", ["environment", "weights"])
 def test_out_of_memory_in_evaluation_is_one_line(
     part: str, monkeypatch: pytest.MonkeyPatch
