@@ -9,8 +9,10 @@ import torch
 
 from pwm_core import record
 from pwm_core.cli import record_parser
+from pwm_core.errors import UserError
 from pwm_core.eval import evaluate_run
 from pwm_core.paths import LogDir, find_logdir
+from pwm_core.publish import main, publish
 from pwm_core.runs import pretrained
 from pwm_core.runs.run_folder import RunFolder
 from tests.helpers_envs import counting_domain
@@ -27,7 +29,7 @@ def test_a_published_agent_is_evaluated_where_there_is_no_run_of_its_name(
     monkeypatch.setattr(pretrained, "PRETRAINED", LogDir(tmp_path / "pretrained"))
     train_counting("run")
     run = RunFolder("run", find_logdir())
-    published = pretrained.publish(run)
+    published = publish(run)
     assert {p.name for p in published.path.iterdir()} == {"config.yaml", "run.json", "checkpoints"}
     assert published.checkpoint(60).stat().st_size < 0.8 * run.checkpoint(60).stat().st_size
 
@@ -50,9 +52,21 @@ def test_a_run_of_that_name_is_not_replaced(
     monkeypatch.setattr(pretrained, "PRETRAINED", LogDir(tmp_path / "pretrained"))
     train_counting("run")
     run = RunFolder("run", find_logdir())
-    pretrained.publish(run)
+    publish(run)
     before = run.checkpoint(60).read_bytes()
     pretrained.fetch("run", find_logdir())
     pretrained.fetch("another", find_logdir())
     assert run.checkpoint(60).read_bytes() == before
     assert "comes with" not in capsys.readouterr().out
+
+
+def test_a_published_agent_is_not_published_onto_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is emptied first."""
+    train_counting("run")
+    monkeypatch.setattr(pretrained, "PRETRAINED", find_logdir())
+    monkeypatch.setattr("sys.argv", ["publish", "run"])
+    with pytest.raises(UserError, match="is where agents are published"):
+        main()
+    assert RunFolder("run").checkpoint(60).is_file()
