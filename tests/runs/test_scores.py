@@ -119,7 +119,7 @@ def test_evaluations_at_the_same_time_lose_no_row() -> None:
         (["BasicSettings.Seed=7"], {"episodes": 5}, "5ep-seed7"),
         (["JointTrainAgent.EvalEnvs=3"], {}, "3envs"),
         (["JointTrainAgent.EvalEnvs=60"], {"episodes": 1}, "1ep"),
-        (["BasicSettings.UseAmp=false", "BasicSettings.Threads=2"], {}, ""),
+        (["BasicSettings={UseAmp: false, Threads: 2, GraphCheck: false}"], {}, ""),
     ],
 )
 def test_a_setting_is_named_by_what_differs(
