@@ -44,3 +44,8 @@ def test_both_commands_write_under_the_folder_of_the_flag(
 def test_an_empty_folder_name_is_refused() -> None:
     with pytest.raises(UserError, match="-logdir: a path is needed"):
         train_counting("run", "-logdir", "", overrides=SHORT)
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(UserError, match="-logdir ~nosuchuser/x: there is no such home directory"):
+        find_logdir("~nosuchuser/x")
