@@ -163,7 +163,10 @@ class _Training:
         """
         folder, seed = self.folder, self.config.BasicSettings.Seed
         if folder.finished(self.settings.SampleMaxSteps):
-            print(f"run {folder.name} is finished: {folder.steps()[-1]} steps; nothing to resume")
+            print(
+                f"run {folder.name} is finished: {folder.steps()[-1]} steps; nothing to resume; a "
+                "larger JointTrainAgent.SampleMaxSteps extends it"
+            )
             return
         point = self._newest_point() if folder.exists else None
         verb = f"continuing from step {point.step}:" if point else "training"

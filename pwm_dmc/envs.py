@@ -213,7 +213,10 @@ class DMCEnv(VectorEnv):
         """
         self._deaths += 1
         if self._deaths > MOST_DEATHS:
-            raise UserError(f"{death}, and so did the {MOST_DEATHS} that took its place")
+            raise UserError(
+                f"{death}, and so did the {MOST_DEATHS} that took its place; if memory is short, "
+                "lower JointTrainAgent.NumEnvs or EvalEnvs"
+            )
         self.restarts += 1
         _log.warning("%s; another takes its place, the episodes it ran are closed", death)
         worker = self._groups[index] = self._start_worker()

@@ -160,7 +160,8 @@ class RunFolder:
         changes = self.differences(config, metadata, defaults)
         if changes:
             raise UserError(
-                f"run {self.name} cannot continue with other settings: {'; '.join(changes)}"
+                f"run {self.name} cannot continue with other settings: {'; '.join(changes)}; "
+                "repeat the run's own flags, or choose another -n"
             )
 
     def differences(self, config: Config, metadata: dict[str, Any], defaults: str) -> list[str]:
@@ -235,7 +236,7 @@ class RunFolder:
             UserError: there is no run of that name.
         """
         folder = cls(name, logdir)
-        if not folder._config.is_file():
+        if not folder.exists:
             runs = folder.path.parent
             known = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
             hint = closest(name, known) or (f"; runs: {', '.join(known[:8])}" if known else "")
