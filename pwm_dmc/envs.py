@@ -20,7 +20,7 @@ from pwm_core.config import Config
 from pwm_core.envs import Episodes, Step, VectorEnv, env_seeds
 from pwm_core.errors import UserError, closest
 from pwm_dmc.rendering import process_environment, without_renderer, working_renderer
-from pwm_dmc.workers import InProcess, Worker, WorkerDiedError, available_cpus, stop
+from pwm_dmc.workers import InProcess, Worker, WorkerDiedError, stop
 
 if TYPE_CHECKING:
     import gymnasium
@@ -107,9 +107,11 @@ class DMCEnv(VectorEnv):
         if in_process:
             self._groups = [InProcess(simulation.Group())]
         else:
+            from pwm_core.runtime import available_cores  # it imports torch
+
             renderer = working_renderer() if obs_type == "visual" else None
             self._environ = process_environment(renderer)
-            for _ in range(min(num_envs, workers or available_cpus())):
+            for _ in range(min(num_envs, workers or available_cores())):
                 started.append(self._start_worker())
         self._seeds = np.array_split(env_seeds(seed, num_envs), len(self._groups))
         self._splits = np.cumsum([len(share) for share in self._seeds])[:-1]
