@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import csv
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pwm_core.cli import eval_arguments
 from pwm_core.config import Config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
@@ -37,15 +35,6 @@ from pwm_core.training.evaluation import play, standard_error
 
 EVALUATION_SEEDS = 2**32
 """Added to the seed in evaluation, so that no training episode is repeated."""
-
-
-def evaluate_run(domain: Domain, argv: Sequence[str] | None = None) -> Path:
-    """Evaluate checkpoints of one run, as the flags ``argv`` say. Returns the CSV of its scores.
-
-    Raises:
-        UserError: a flag, the run or the machine does not allow it.
-    """
-    return run(domain, eval_arguments(domain, argv))
 
 
 @memory_advice("lower JointTrainAgent.EvalEnvs or use -device cpu")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from pwm_core import __version__
-from pwm_core.cli import make_agent, read_config, train_arguments
+from pwm_core.cli import make_agent
 from pwm_core.config import Config
 from pwm_core.config_file import dump_config
 from pwm_core.domain import Domain, check_task
@@ -51,16 +50,6 @@ MEMORY_ADVICE = (
 )
 MUCH_DISK = 1e9
 """If the weights of a whole run take more bytes than this, their size is printed."""
-
-
-def train(domain: Domain, argv: Sequence[str] | None = None) -> None:
-    """Train one agent on one task, as the flags ``argv`` say.
-
-    Raises:
-        UserError: a flag, the config or the machine does not allow it.
-    """
-    arguments = train_arguments(domain, argv)
-    run(domain, arguments, read_config(arguments, domain))
 
 
 def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:

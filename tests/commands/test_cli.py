@@ -540,7 +540,7 @@ BAD_EVAL: dict[str, tuple[list[str], list[str]]] = {
     "no such checkpoint": (["-checkpoint", "7"], ["-checkpoint 7", "1000, 1030"]),
     "not a checkpoint": (["-checkpoint", "newest"], ["-checkpoint newest", "last, all"]),
     "not a digit": (["-checkpoint", "²"], ["-checkpoint ²", "last, all"]),
-    "no episodes": (["-episodes", "0"], ["-episodes 0", "at least 1"]),
+    "no episodes": (["-episodes", "0"], ["-episodes", "0 is not a whole number from 1 on"]),
     "episodes is a word": (["-episodes", "many"], ["-episodes", "many"]),
     "another game": (["-env_name", "ALE/Boxing-v5"], ["ALE/Pong-v5", "ALE/Boxing-v5"]),
     "unknown game": (["-env_name", "Pnog"], ["'Pnog'"]),
@@ -552,6 +552,7 @@ BAD_EVAL: dict[str, tuple[list[str], list[str]]] = {
         ["Models.WorldModel.PosteriorNorm was True and is False"],
     ),
     "unknown flag": (["-logger", "none"], ["-logger"]),
+    "a flag cut short": (["-check", "last"], ["unknown flag -check", "'-checkpoint'"]),
 }
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from pwm_core.errors import UserError
-from pwm_core.eval import evaluate_run
 from pwm_core.paths import LOGDIR_VARIABLE, REPOSITORY, LogDir, find_logdir
 from tests.helpers_envs import counting_domain
-from tests.helpers_runs import train_counting
+from tests.helpers_runs import evaluate_run, train_counting
 
 SHORT = ("JointTrainAgent={SampleMaxSteps: 30, SaveEverySteps: 20, EvalEpisodes: 2}",)
 

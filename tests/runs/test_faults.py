@@ -19,7 +19,6 @@ import torch
 from pwm_core import cli
 from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
-from pwm_core.eval import evaluate_run
 from pwm_core.models.distributions import SymlogTwoHot, symexp
 from pwm_core.paths import LOGDIR_VARIABLE, find_logdir
 from pwm_core.plot import plot
@@ -43,6 +42,7 @@ from tests.helpers_runs import (
     atari,
     crash_at,
     dmc,
+    evaluate_run,
     fill,
     folder,
     hooked,

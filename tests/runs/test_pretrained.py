@@ -10,13 +10,12 @@ import torch
 from pwm_core import record
 from pwm_core.cli import record_parser
 from pwm_core.errors import UserError
-from pwm_core.eval import evaluate_run
 from pwm_core.paths import LogDir, find_logdir
 from pwm_core.publish import main, publish
 from pwm_core.runs import pretrained
 from pwm_core.runs.run_folder import RunFolder
 from tests.helpers_envs import counting_domain
-from tests.helpers_runs import train_counting
+from tests.helpers_runs import evaluate_run, train_counting
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("logdir")

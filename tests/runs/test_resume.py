@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from pwm_core.errors import UserError
-from pwm_core.eval import evaluate_run
 from pwm_core.paths import LOGDIR_VARIABLE
 from pwm_core.runs.checkpoint import ResumePoints, _digest
 from pwm_core.runs.files import sha256, write_text
@@ -32,6 +31,7 @@ from tests.helpers_runs import (
     atari,
     crash_at,
     dmc,
+    evaluate_run,
     folder,
     last_step,
     records,

@@ -13,12 +13,11 @@ import torch
 
 from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
-from pwm_core.eval import evaluate_run
 from pwm_core.paths import find_logdir
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.score_file import NAME_BYTES, ScoreFile, Settings, setting_name
 from tests.helpers_envs import counting_domain
-from tests.helpers_runs import evaluate_counting, rows_of, train_counting
+from tests.helpers_runs import evaluate_counting, evaluate_run, rows_of, train_counting
 
 pytestmark = pytest.mark.usefixtures("logdir")
 
