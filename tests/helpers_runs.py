@@ -22,10 +22,9 @@ from typing import Any
 import torch
 
 from pwm_core import cli
-from pwm_core.config import REPOSITORY
 from pwm_core.domain import Domain
 from pwm_core.eval import run as run_evaluation
-from pwm_core.paths import find_logdir
+from pwm_core.paths import REPOSITORY, find_logdir
 from pwm_core.train import run as run_training
 from tests.helpers_envs import CONFIG, TINY, CountingEnv, counting_domain
 from tests.helpers_processes import alive

@@ -23,8 +23,8 @@ import pytest
 import torch
 import yaml
 
-from pwm_core.config import REPOSITORY
 from pwm_core.config_file import load_config
+from pwm_core.paths import REPOSITORY
 from pwm_core.runs.mp4 import read_video
 from pwm_core.runs.tracking import wandb_mode
 
