@@ -39,7 +39,7 @@ from pwm_core.models.scan import (
     linear_attention,
     linear_recurrence,
 )
-from pwm_core.models.sequence_models.linear_attention import RecurrentMemory
+from pwm_core.models.sequence_models.memory import RecurrentMemory
 from pwm_core.runtime import find_device, use_precision
 
 WIDTH = 128

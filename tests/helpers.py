@@ -15,7 +15,8 @@ from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.distributions import Policy, SymlogTwoHot, symlog
 from pwm_core.models.networks import ImageCodec
 from pwm_core.models.scan import States
-from pwm_core.models.sequence_models.linear_attention import LinearAttentionState, RecurrentMemory
+from pwm_core.models.sequence_models.linear_attention import LinearAttentionState
+from pwm_core.models.sequence_models.memory import RecurrentMemory
 from pwm_core.models.types import Batch, Context
 from pwm_core.models.world_model import WorldModel
 from pwm_core.training import methods

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pwm_core.models.scan import States, available_backends, linear_attention
-from pwm_core.models.sequence_models.linear_attention import ImaginedMemory, RecurrentMemory
+from pwm_core.models.sequence_models.memory import ImaginedMemory, RecurrentMemory
 from tests.helpers import dense
 from tests.helpers_scan import B, make_inputs, make_reset
 

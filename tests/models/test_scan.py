@@ -20,7 +20,7 @@ from pwm_core.models.scan import (
     available_backends,
     linear_attention,
 )
-from pwm_core.models.sequence_models.linear_attention import ImaginedMemory, RecurrentMemory
+from pwm_core.models.sequence_models.memory import ImaginedMemory, RecurrentMemory
 from pwm_core.runtime import keep_freed_memory
 from tests.helpers import dense
 from tests.helpers_scan import DECAYS, RESETS, TOLERANCE, B, E, Inputs, V, make_inputs, make_reset

@@ -10,11 +10,8 @@ from torch import Tensor, nn
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.models.scan import available_backends
-from pwm_core.models.sequence_models.linear_attention import (
-    LinearAttention,
-    LinearAttentionBlock,
-    RecurrentMemory,
-)
+from pwm_core.models.sequence_models.linear_attention import LinearAttention, LinearAttentionBlock
+from pwm_core.models.sequence_models.memory import RecurrentMemory
 from pwm_core.models.types import Context
 from tests.helpers import (
     ACTIONS,

@@ -13,9 +13,7 @@ from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.distributions import sample_index
 from pwm_core.models.networks import ImageCodec
-from pwm_core.models.sequence_models.linear_attention import (
-    ImaginedMemory,
-)
+from pwm_core.models.sequence_models.memory import ImaginedMemory
 from pwm_core.models.types import Batch
 from pwm_core.models.world_model import WorldModel
 from pwm_dmc.actor_critic import GaussianPolicy
