@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from pwm_core.config import REPOSITORY
 from pwm_core.config_file import load_config
-from pwm_core.paths import find_logdir
+from pwm_core.paths import REPOSITORY, find_logdir
 from pwm_core.runtime import find_device
 
 TASKS = {"atari": "ALE/Pong-v5", "dmc": "walker_walk"}

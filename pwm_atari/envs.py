@@ -59,7 +59,8 @@ def game_name(task: str) -> str:
     }
     if task not in games:
         hint = (
-            closest(task, list(games)) or "; write it as ALE/Pong-v5 (control tasks are pwm_dmc's)"
+            closest(task, [CATCH, *games])
+            or "; write it as ALE/Pong-v5 (control tasks are pwm_dmc's)"
         )
         raise UserError(f"unknown game {task!r}{hint}")
     return games[task]
@@ -208,7 +209,10 @@ def check_task(config: Config, task: str) -> None:
     if config.BasicSettings.ObsType != "visual":
         raise UserError("BasicSettings.ObsType must be visual: Atari games are seen as pixels")
     if config.BasicSettings.FrameSkip == "task":
-        raise UserError("BasicSettings.FrameSkip must be a number: Atari games have no other")
+        raise UserError(
+            "BasicSettings.FrameSkip = task is for DeepMind Control alone: write a number, such as "
+            "4"
+        )
 
 
 def _check_catch(config: Config) -> None:
@@ -224,7 +228,10 @@ def _check_catch(config: Config) -> None:
     for key, value in needed.items():
         found = getattr(config.BasicSettings, key)
         if found != value:
-            raise UserError(f"BasicSettings.{key} = {found!r} is not valid: Catch needs {value}")
+            raise UserError(
+                f"BasicSettings.{key} = {found!r} is not valid: Catch needs {value}; use "
+                "-config_path config_files/atari_catch.yaml"
+            )
 
 
 def describe_protocol(config: Config) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""Record a trajectory on an Atari game, for ``train.py -trajectory_path``::
+"""Record a trajectory on an Atari game, for ``train.py -trajectory_path``.
 
-python -m pwm_atari.record -env_name "ALE/MsPacman-v5" -o MsPacman.npz -steps 10000
-python -m pwm_atari.record -n NAME -o MsPacman.npz       # played by a run's last checkpoint
+Random play or a run's last checkpoint takes the steps::
+
+    python -m pwm_atari.record -env_name "ALE/MsPacman-v5" -o MsPacman.npz -steps 10000
+    python -m pwm_atari.record -n NAME -o MsPacman.npz
 """
 
 import sys

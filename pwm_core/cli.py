@@ -59,10 +59,14 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+def _whole(text: str, least: int = 0) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} on")
     return int(text)
+
+
+def _count(text: str) -> int:
+    return _whole(text, least=1)
 
 
 def _path(text: str) -> Path:
@@ -94,7 +98,7 @@ def _loggers(text: str) -> list[str]:
 
 
 def _add_shared_flags(parser: Parser, domain: Domain, *, named: bool = True) -> None:
-    """Add the flags that both commands take, including the domain's own.
+    """Add the flags that all three commands take, including the domain's own.
 
     Args:
         named: whether the run's name is required.
@@ -133,7 +137,7 @@ def train_parser(domain: Domain, *, quick: bool = False, prog: str | None = None
         quick: for ``./train.sh``, which needs neither a name nor a task.
         prog: what the help text calls the command.
     """
-    parser = Parser(prog=prog, description=f"Train PaMoRL on {domain.name}.", allow_abbrev=False)
+    parser = Parser(prog=prog, description=f"Train PaMoRL on {domain.name}.")
     _add_shared_flags(parser, domain, named=not quick)
     parser.add_argument(
         "-env_name", required=not quick, help=f"task, such as {domain.example_task}"
@@ -157,7 +161,11 @@ def train_parser(domain: Domain, *, quick: bool = False, prog: str | None = None
         help="recorded trajectory (.npz), read if JointTrainAgent.UseDemonstration is true",
     )
     parser.add_argument(
-        "-keep", type=_count, default=None, metavar="K", help="keep the newest K weights (all)"
+        "-keep",
+        type=_count,
+        default=None,
+        metavar="K",
+        help="keep the weights of the newest K checkpoints (default: all)",
     )
     parser.add_argument(
         "-deterministic", action="store_true", help="the same numbers every time on one machine"
@@ -168,15 +176,15 @@ def train_parser(domain: Domain, *, quick: bool = False, prog: str | None = None
 def eval_parser(domain: Domain, *, prog: str | None = None) -> Parser:
     """The flags of evaluation; ``prog`` as in :func:`train_parser`."""
     description = f"Evaluate a PaMoRL run on {domain.name}."
-    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description)
     _add_shared_flags(parser, domain)
     parser.add_argument("-env_name", default=None, help="checked against the run's own task")
     parser.add_argument("-checkpoint", default="last", help="last (default), all or a step")
-    parser.add_argument("-episodes", type=int, default=None, help="overrides EvalEpisodes")
+    parser.add_argument("-episodes", type=_count, default=None, help="overrides EvalEpisodes")
     parser.add_argument("-greedy", action="store_true", help="the policy's mode, not samples")
     parser.add_argument(
         "-video",
-        type=int,
+        type=_whole,
         default=0,
         metavar="N",
         help="film the first N episodes of each checkpoint, into the run's folder videos/",
@@ -187,39 +195,20 @@ def eval_parser(domain: Domain, *, prog: str | None = None) -> Parser:
 def record_parser(domain: Domain, *, prog: str | None = None) -> Parser:
     """The flags of recording; ``prog`` as in :func:`train_parser`."""
     description = f"Record steps of a run, or of random play, on {domain.name}."
-    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description)
     _add_shared_flags(parser, domain, named=False)
     parser.add_argument("-env_name", default=None, help="for random play, which has no run")
     parser.add_argument("-o", dest="output", type=_path, required=True, help="file to write, .npz")
-    parser.add_argument("-steps", type=_count, default=10_000, metavar="N", help="(10000)")
+    parser.add_argument(
+        "-steps",
+        type=_count,
+        default=10_000,
+        metavar="N",
+        help="steps to record (default: 10000)",
+    )
     parser.add_argument("-checkpoint", default="last", help="last (default) or a step")
     parser.add_argument("-greedy", action="store_true", help="the policy's mode, not samples")
     return parser
-
-
-def train_arguments(domain: Domain, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The parsed flags of training.
-
-    Raises:
-        UserError: a flag is unknown, missing or not valid.
-    """
-    return train_parser(domain).parse_args(argv)
-
-
-def eval_arguments(
-    domain: Domain, argv: Sequence[str] | None = None, *, prog: str | None = None
-) -> argparse.Namespace:
-    """The parsed flags of evaluation; ``prog`` as in :func:`train_parser`.
-
-    Raises:
-        UserError: a flag is unknown, missing or not valid.
-    """
-    arguments = eval_parser(domain, prog=prog).parse_args(argv)
-    if arguments.episodes is not None and arguments.episodes < 1:
-        raise UserError(f"-episodes {arguments.episodes} is not valid: at least 1 is needed")
-    if arguments.video < 0:
-        raise UserError(f"-video {arguments.video} is not valid: a count is needed")
-    return arguments
 
 
 def overrides(arguments: argparse.Namespace, domain: Domain) -> list[str]:
@@ -283,13 +272,13 @@ def run_command(command: Callable[[], None]) -> NoReturn:
 
 
 def _train(domain: Domain) -> None:
-    arguments = train_arguments(domain)
+    arguments = train_parser(domain).parse_args()
     config = read_config(arguments, domain)
     import_module("pwm_core.train").run(domain, arguments, config)
 
 
 def _evaluate(domain: Domain) -> None:
-    arguments = eval_arguments(domain)
+    arguments = eval_parser(domain).parse_args()
     import_module("pwm_core.eval").run(domain, arguments)
 
 

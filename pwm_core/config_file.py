@@ -267,10 +267,9 @@ def _explain(error: pydantic.ValidationError, source: str, written: Mapping[str,
 
 def _validate(content: Mapping[str, Any], source: str, written: Mapping[str, str]) -> Config:
     try:
-        config = Config.model_validate(content)
+        return Config.model_validate(content)
     except pydantic.ValidationError as error:
         raise UserError(_explain(error, source, written)) from None
-    return config
 
 
 def _lay_over(

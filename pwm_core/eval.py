@@ -5,33 +5,31 @@ from __future__ import annotations
 import argparse
 import csv
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pwm_core.cli import eval_arguments, make_agent, overrides
 from pwm_core.config import Config
-from pwm_core.config_file import load_config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir
-from pwm_core.runs import pretrained
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.score_file import ScoreFile, Settings, setting_name
 from pwm_core.runs.tracking import Wandb
 from pwm_core.runtime import (
     find_device,
     git_commit,
+    memory_advice,
     refuse_too_many_envs,
     seed_everything,
     use_precision,
     use_threads,
     versions,
 )
+from pwm_core.trained_run import TrainedRun, load_agent, open_run
 from pwm_core.training.episode_videos import SIZE, Episode, film
 from pwm_core.training.evaluation import play, standard_error
 
@@ -39,64 +37,7 @@ EVALUATION_SEEDS = 2**32
 """Added to the seed in evaluation, so that no training episode is repeated."""
 
 
-def _trained_with(config: Config) -> dict[str, Any]:
-    """The settings that the weights of a run depend on."""
-    basic = config.BasicSettings
-    return {"Models": config.Models, "ObsType": basic.ObsType, "ObsShape": basic.ObsShape}
-
-
-def _evaluation_config(
-    arguments: argparse.Namespace, folder: RunFolder, domain: Domain, own: Config
-) -> Config:
-    """The run's ``own`` config with the overrides of the flags. A note is printed if the Models of
-    ``-config_path`` differ.
-
-    Raises:
-        UserError: the overrides contradict what the run was trained with.
-    """
-    config = load_config(
-        folder.path / "config.yaml",
-        defaults=domain.defaults,
-        overrides=overrides(arguments, domain),
-    )
-    for key, value in _trained_with(own).items():
-        if _trained_with(config)[key] != value:
-            given = "" if key == "Models" else f" {_trained_with(config)[key]}; it was {value}"
-            raise UserError(f"run {folder.name} was not trained with this {key}{given}")
-    if arguments.config_path is not None:
-        given = load_config(arguments.config_path, defaults=domain.defaults)
-        if given.Models != own.Models:
-            print(
-                f"note: the Models of {arguments.config_path} differ from the run's own in "
-                f"{folder.path / 'config.yaml'}, which are used"
-            )
-    return config
-
-
-def _check_task(
-    domain: Domain, folder: RunFolder, about: dict[str, Any], config: Config, task: str
-) -> None:
-    """Check that the task and the domain are the run's own.
-
-    Raises:
-        UserError: the task or the domain is another one, or is unknown.
-    """
-    if about.get("domain") != domain.name:
-        raise UserError(f"run {folder.name} is one of {about.get('domain')}, not {domain.name}")
-    domain.check_task(config, task)
-    if task != about["task"]:
-        raise UserError(f"run {folder.name} was trained on {about['task']}, not on {task}")
-
-
-def evaluate_run(domain: Domain, argv: Sequence[str] | None = None) -> Path:
-    """Evaluate checkpoints of one run, as the flags ``argv`` say. Returns the CSV of its scores.
-
-    Raises:
-        UserError: a flag, the run or the machine does not allow it.
-    """
-    return run(domain, eval_arguments(domain, argv))
-
-
+@memory_advice("lower JointTrainAgent.EvalEnvs or use -device cpu")
 def run(domain: Domain, arguments: argparse.Namespace) -> Path:
     """Evaluate checkpoints of one run. Returns the CSV of its scores.
 
@@ -106,27 +47,21 @@ def run(domain: Domain, arguments: argparse.Namespace) -> Path:
     Raises:
         UserError: the flags, the run or the machine do not allow it.
     """
-    logdir = find_logdir(arguments.logdir)
-    pretrained.fetch(arguments.name, logdir)
-    folder = RunFolder.open(arguments.name, logdir)
-    own, about = folder.config(domain.defaults), folder.metadata()
-    config = _evaluation_config(arguments, folder, domain, own)
-    task = arguments.env_name or about["task"]
-    _check_task(domain, folder, about, config, task)
-    config = domain.resolve(config, task)
+    trained = open_run(domain, arguments)
+    own, config, folder = trained.own, trained.config, trained.folder
     steps = folder.select(arguments.checkpoint)
     device = find_device(arguments.device)
     use_threads(config.BasicSettings.Threads)
     use_precision(config.BasicSettings, device)
-    settings = _settings(task, config, arguments)
+    settings = _settings(trained.task, config, arguments)
     refuse_too_many_envs(settings.envs, domain.env_bytes(config), "EvalEnvs")
 
     name = setting_name(own, config, episodes=settings.episodes, greedy=settings.greedy)
-    provenance = _provenance(domain, config, about)
-    scores = ScoreFile(folder.name, name, settings, provenance, logdir)
+    provenance = _provenance(domain, config, trained.about)
+    scores = ScoreFile(folder.name, name, settings, provenance, find_logdir(arguments.logdir))
     for step in steps:
         began = time.monotonic()
-        played = _play(domain, config, settings, folder, step, device)
+        played = _play(domain, trained, settings, step, device)
         returns = [episode.episode_return for episode in played]
         scores.add(step, step * own.BasicSettings.FrameSkip, returns)
         count = f"{len(returns)} episode{'s' * (len(returns) > 1)}"
@@ -135,9 +70,9 @@ def run(domain: Domain, arguments: argparse.Namespace) -> Path:
             f"(standard error, {count}, {time.monotonic() - began:.0f} s)"
         )
         if arguments.video:
-            _film(domain, config, settings, folder, step, played[: arguments.video])
+            _film(domain, trained, settings, step, played[: arguments.video])
     print(f"scores: {scores.csv}")
-    record_in_wandb(folder, about, scores.csv, name)
+    record_in_wandb(folder, trained.about, scores.csv, name)
     return scores.csv
 
 
@@ -155,51 +90,36 @@ def _settings(task: str, config: Config, arguments: argparse.Namespace) -> Setti
 
 
 def _play(
-    domain: Domain,
-    config: Config,
-    settings: Settings,
-    folder: RunFolder,
-    step: int,
-    device: torch.device,
+    domain: Domain, trained: TrainedRun, settings: Settings, step: int, device: torch.device
 ) -> list[Episode]:
     """Play the episodes of the checkpoint of ``step``."""
     seed_everything(settings.seed)
-    env = domain.make_env(config, settings.task, settings.envs, settings.seed + EVALUATION_SEEDS)
+    seed = settings.seed + EVALUATION_SEEDS
+    env = domain.make_env(trained.config, settings.task, settings.envs, seed)
     try:
-        agent = make_agent(domain, config, env, str(device))
-        try:
-            agent.load_weights(folder.load_weights(step, device))
-        except (RuntimeError, KeyError, TypeError):
-            raise UserError(
-                f"{folder.checkpoint(step)} does not fit the run's config.yaml"
-            ) from None
+        agent = load_agent(domain, trained, env, step, device)
         return play(agent, env, settings.episodes, greedy=settings.greedy)
     finally:
         env.close()
 
 
 def _film(
-    domain: Domain,
-    config: Config,
-    settings: Settings,
-    folder: RunFolder,
-    step: int,
-    episodes: list[Episode],
+    domain: Domain, trained: TrainedRun, settings: Settings, step: int, episodes: list[Episode]
 ) -> None:
-    """Film ``episodes``, the first of the evaluated ones. A note is printed if nothing can
-    render."""
-    basic = config.BasicSettings
+    """Film ``episodes``, the first of the evaluated ones. A note is printed if nothing can render,
+    or if a video cannot be written."""
+    basic, videos = trained.config.BasicSettings, trained.folder.videos
     shape = (SIZE, SIZE, basic.ObsShape[2])
     shown = basic.model_copy(update={"ObsType": "visual", "ObsShape": shape})
-    visual = config.model_copy(update={"BasicSettings": shown})
+    visual = trained.config.model_copy(update={"BasicSettings": shown})
 
     def make_env(count: int) -> VectorEnv:
         return domain.make_env(visual, settings.task, count, settings.seed + EVALUATION_SEEDS)
 
-    paths = [folder.videos / f"evaluation{i}_{step:09d}.mp4" for i in range(len(episodes))]
+    paths = [videos / f"evaluation{i}_{step:09d}.mp4" for i in range(len(episodes))]
     try:
         left_out = film(make_env, episodes, paths)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"note: the scores are written, but no video: {error}")
         return
     for line in left_out:

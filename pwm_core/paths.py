@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pwm_core.errors import UserError
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 """The repository's root, or the folder of the installed packages."""
 IN_CHECKOUT = (REPOSITORY / "config_files").is_dir()
@@ -39,8 +41,15 @@ class LogDir:
 
 def find_logdir(given: str | Path | None = None) -> LogDir:
     """The folder to write to. It is ``given`` (the flag ``-logdir``), else the environment variable
-    ``PAMORL_LOGDIR``, else the repository's root, else (if installed) the working directory."""
+    ``PAMORL_LOGDIR``, else the repository's root, else (if installed) the working directory.
+
+    Raises:
+        UserError: it is in the home directory of a user who does not exist.
+    """
     chosen = given or os.environ.get(LOGDIR_VARIABLE)
     if chosen:
-        return LogDir(Path(chosen).expanduser().absolute())
+        try:
+            return LogDir(Path(chosen).expanduser().absolute())
+        except RuntimeError:
+            raise UserError(f"-logdir {chosen}: there is no such home directory") from None
     return LogDir(REPOSITORY if IN_CHECKOUT else Path.cwd())

@@ -43,11 +43,20 @@ def read_metrics(path: Path, problems: list[str]) -> list[dict[str, float]]:
     return records
 
 
+def _task(run: Path) -> str:
+    """The task in the ``run.json`` of a run's folder."""
+    try:
+        return json.loads((run / "run.json").read_text(encoding="utf-8"))["task"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{run / 'run.json'} is missing or damaged") from None
+
+
 def plot(runs: list[Path], output: Path) -> None:
     """Draw one panel per quantity and one line per run, against agent steps.
 
     Raises:
-        UserError: a run has no metrics.
+        UserError: a run has no metrics or no task, or there is no such format as that of
+            ``output``.
     """
     import matplotlib
 
@@ -58,7 +67,7 @@ def plot(runs: list[Path], output: Path) -> None:
     for run in runs:
         if not (run / "metrics.jsonl").is_file():
             raise UserError(f"{run} has no metrics.jsonl")
-        task = json.loads((run / "run.json").read_text(encoding="utf-8"))["task"]
+        task = _task(run)
         problems: list[str] = []
         records = read_metrics(run / "metrics.jsonl", problems)
         for problem in problems:
@@ -72,7 +81,10 @@ def plot(runs: list[Path], output: Path) -> None:
     if axes[0].lines:
         axes[0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(output, dpi=120)
+    try:
+        figure.savefig(output, dpi=120)
+    except ValueError as error:
+        raise UserError(f"-o {output}: {error}") from None
     pyplot.close(figure)
 
 

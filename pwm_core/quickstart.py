@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pwm_core.cli import eval_arguments, read_config, run_command, train_parser
+from pwm_core.cli import eval_parser, read_config, run_command, train_parser
 from pwm_core.domain import Domain, check_task, domain_names, find_domain
 from pwm_core.errors import UserError
 from pwm_core.paths import CONFIG_ROOT, REPOSITORY, LogDir, find_logdir
@@ -109,8 +109,10 @@ def _find_run(
     Raises:
         UserError: runs of that task and seed are unfinished, but all have other settings.
     """
+    from pwm_core.train import identity
+
     logdir = find_logdir(arguments.logdir)
-    about = {"domain": domain.name, "task": arguments.env_name}
+    about = identity(domain, config, arguments)
     same, other = [], []
     for folder in _started(logdir, stem):
         differences = folder.differences(config, about, domain.defaults)
@@ -150,7 +152,7 @@ def _evaluate_and_draw(domain: Domain, arguments: argparse.Namespace, config: Co
     folder = RunFolder(arguments.name, find_logdir(arguments.logdir))
     flags = ["-n", arguments.name, "-device", arguments.device, "-video", "1"]
     flags += ["-logdir", str(arguments.logdir)] if arguments.logdir else []
-    scores = run(domain, eval_arguments(domain, flags))
+    scores = run(domain, eval_parser(domain).parse_args(flags))
     chance = _random_play(domain, config, arguments.env_name)
     print(
         f"{arguments.env_name}: the trained agent returns {last_mean(scores):.1f}, "
@@ -187,7 +189,7 @@ def evaluate(argv: Sequence[str]) -> None:
     """
     word, flags = _split(argv)
     domain = find_domain(word or _domain_of_run(flags) or DOMAIN)
-    arguments = eval_arguments(domain, flags, prog=_usage("./eval.sh"))
+    arguments = eval_parser(domain, prog=_usage("./eval.sh")).parse_args(flags)
 
     from pwm_core.eval import run
 

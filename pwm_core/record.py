@@ -7,17 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from pwm_core.cli import make_agent, overrides, read_config
+from pwm_core.cli import read_config
 from pwm_core.config import Config
-from pwm_core.config_file import load_config
 from pwm_core.domain import Domain, check_task
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
-from pwm_core.paths import find_logdir
 from pwm_core.runs.recording import Recording, write_recording
-from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import progress_bar
-from pwm_core.runtime import find_device, seed_everything, use_precision, use_threads
+from pwm_core.runtime import (
+    find_device,
+    memory_advice,
+    seed_everything,
+    use_precision,
+    use_threads,
+)
+from pwm_core.trained_run import load_agent, open_run
 from pwm_core.training.agent import Agent
 from pwm_core.training.evaluation import RandomAgent
 
@@ -25,6 +29,7 @@ RECORDING_SEEDS = 2**33
 """Added to the seed, so that neither a training nor an evaluation episode is repeated."""
 
 
+@memory_advice("use -device cpu")
 def run(domain: Domain, arguments: argparse.Namespace) -> None:
     """Record ``-steps`` steps of a run's checkpoint, or of random play, into ``-o``.
 
@@ -33,10 +38,11 @@ def run(domain: Domain, arguments: argparse.Namespace) -> None:
     """
     if arguments.output.suffix != ".npz" or arguments.output.exists():
         raise UserError(f"-o {arguments.output} must be a new file named *.npz")
-    folder = (
-        RunFolder.open(arguments.name, find_logdir(arguments.logdir)) if arguments.name else None
-    )
-    config, task = _config_and_task(domain, arguments, folder)
+    trained = open_run(domain, arguments) if arguments.name else None
+    if trained is None:
+        config, task = _random_play(domain, arguments)
+    else:
+        config, task = trained.config, trained.task
     use_threads(config.BasicSettings.Threads)
     device = find_device(arguments.device)
     use_precision(config.BasicSettings, device)
@@ -46,11 +52,10 @@ def run(domain: Domain, arguments: argparse.Namespace) -> None:
         agent: Agent | RandomAgent = RandomAgent(env, int(rng.integers(2**32)))
         about = {"task": task, "seed": config.BasicSettings.Seed}
         about |= {"protocol": domain.protocol(config), "agent": "random play"}
-        if folder is not None:
-            agent = make_agent(domain, config, env, str(device))
-            (step,) = folder.select(arguments.checkpoint)
-            agent.load_weights(folder.load_weights(step, device))
-            about["agent"] = f"{folder.name}, step {step}"
+        if trained is not None:
+            (step,) = trained.folder.select(arguments.checkpoint)
+            agent = load_agent(domain, trained, env, step, device)
+            about["agent"] = f"{trained.folder.name}, step {step}"
         recording = play(agent, env, arguments.steps, about, greedy=arguments.greedy)
     finally:
         env.close()
@@ -58,27 +63,15 @@ def run(domain: Domain, arguments: argparse.Namespace) -> None:
     print(f"{arguments.steps} steps of {about['agent']} on {task}: {arguments.output}")
 
 
-def _config_and_task(
-    domain: Domain, arguments: argparse.Namespace, folder: RunFolder | None
-) -> tuple[Config, str]:
-    """The run's own config and task, or those of the flags for random play.
+def _random_play(domain: Domain, arguments: argparse.Namespace) -> tuple[Config, str]:
+    """Config and task of the flags.
 
     Raises:
-        UserError: the flags contradict the run, or there is no task.
+        UserError: there is no task, or the domain does not support it.
     """
-    if folder is None:
-        if arguments.env_name is None:
-            raise UserError("random play needs -env_name; to record a run, name it with -n")
-        config, task = read_config(arguments, domain), arguments.env_name
-    else:
-        config = load_config(
-            folder.path / "config.yaml",
-            defaults=domain.defaults,
-            overrides=overrides(arguments, domain),
-        )
-        task = folder.metadata()["task"]
-        if arguments.env_name not in (None, task):
-            raise UserError(f"run {folder.name} was trained on {task}, not {arguments.env_name}")
+    if arguments.env_name is None:
+        raise UserError("random play needs -env_name; to record a run, name it with -n")
+    config, task = read_config(arguments, domain), arguments.env_name
     check_task(domain, config, task, arguments.config_path)
     return domain.resolve(config, task), task
 

@@ -99,8 +99,11 @@ def _container_bytes() -> int:
 
 
 @contextlib.contextmanager
-def memory_advice() -> Iterator[None]:
-    """Turn a failed allocation into one line that says which settings to lower.
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turn a failed allocation into one line.
+
+    Args:
+        advice: what to do about it, the end of that line.
 
     Raises:
         UserError: torch had no memory left.
@@ -115,10 +118,7 @@ def memory_advice() -> Iterator[None]:
             raise
         wanted = re.search(r"(?:allocate|buy) [\d.]+ ?\w+|\d+ bytes", text)
         raise UserError(
-            f"out of memory{f' (tried to {wanted[0]})' if wanted else ''}: lower "
-            "JointTrainAgent.BatchSize, ImagineBatchSize, ImagineContext or Models.Hidden, or keep "
-            "the replay off the device with JointTrainAgent.BufferStorage=memory; -resume "
-            "continues from the last checkpoint where the config is the same"
+            f"out of memory{f' (tried to {wanted[0]})' if wanted else ''}: {advice}"
         ) from None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from pwm_core import __version__
-from pwm_core.cli import make_agent, read_config, train_arguments
+from pwm_core.cli import make_agent
 from pwm_core.config import Config
 from pwm_core.config_file import dump_config
 from pwm_core.domain import Domain, check_task
@@ -38,23 +37,19 @@ from pwm_core.runtime import (
     use_threads,
     versions,
 )
+from pwm_core.training.agent import check_compiler
 from pwm_core.training.demonstration import load_demonstration
 from pwm_core.training.replay_buffer import ReplayBuffer
 from pwm_core.training.trainer import Trainer
 
 NO_LOGGER = "; or use -logger none"
+MEMORY_ADVICE = (
+    "start a new run with a lower JointTrainAgent.BatchSize, ImagineBatchSize, ImagineContext or "
+    "Models.Hidden, or with JointTrainAgent.BufferStorage=memory; to continue this run, free "
+    "memory and give the same command with -resume"
+)
 MUCH_DISK = 1e9
 """If the weights of a whole run take more bytes than this, their size is printed."""
-
-
-def train(domain: Domain, argv: Sequence[str] | None = None) -> None:
-    """Train one agent on one task, as the flags ``argv`` say.
-
-    Raises:
-        UserError: a flag, the config or the machine does not allow it.
-    """
-    arguments = train_arguments(domain, argv)
-    run(domain, arguments, read_config(arguments, domain))
 
 
 def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
@@ -72,15 +67,18 @@ def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
     if arguments.deterministic:
         make_deterministic()
     device = find_device(arguments.device)
-    # It is checked here, because evaluation needs no scan.
+    # They are checked here, because evaluation needs neither a scan nor compiled updates.
     check_backend(config.Models.WorldModel.Scan, device)
+    check_compiler(config.BasicSettings.Compile, device)
     use_threads(config.BasicSettings.Threads)
     use_precision(config.BasicSettings, device)
+    if arguments.trajectory_path and not config.JointTrainAgent.UseDemonstration:
+        print("note: JointTrainAgent.UseDemonstration is false: -trajectory_path is not read")
     about = _metadata(domain, config, arguments, device)
     folder = RunFolder(arguments.name, find_logdir(arguments.logdir))
     if not arguments.resume:
         folder.refuse_existing()
-    with folder.lock(), memory_advice():
+    with folder.lock(), memory_advice(MEMORY_ADVICE):
         if arguments.resume and folder.exists:
             folder.check_same(config, about, domain.defaults)
         else:
@@ -95,8 +93,6 @@ def _demonstration_path(config: Config, path: Path | None) -> Path | None:
         UserError: there must be one, and ``path`` is none.
     """
     if not config.JointTrainAgent.UseDemonstration:
-        if path is not None:
-            print("note: JointTrainAgent.UseDemonstration is false: -trajectory_path is not read")
         return None
     if path is None:
         raise UserError("JointTrainAgent.UseDemonstration is true: it needs -trajectory_path FILE")
@@ -105,17 +101,24 @@ def _demonstration_path(config: Config, path: Path | None) -> Path | None:
     return path
 
 
+def identity(domain: Domain, config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The entries of ``run.json`` that must be equal when a run continues.
+
+    Raises:
+        UserError: there must be a recorded trajectory, and the flags name none.
+    """
+    demonstration = _demonstration_path(config, arguments.trajectory_path)
+    about = {"task": arguments.env_name, "domain": domain.name}
+    return about | ({"demonstration": fingerprint(demonstration)} if demonstration else {})
+
+
 def _metadata(
     domain: Domain, config: Config, arguments: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
     """The content of ``run.json``."""
-    demonstration = _demonstration_path(config, arguments.trajectory_path)
-    return {
-        "task": arguments.env_name,
-        "domain": domain.name,
+    return identity(domain, config, arguments) | {
         "seed": config.BasicSettings.Seed,
         "protocol": domain.protocol(config),
-        **({"demonstration": fingerprint(demonstration)} if demonstration else {}),
         "tracker_id": secrets.token_hex(4),
         "pamorl": __version__,
         "versions": versions(),
@@ -149,7 +152,10 @@ class _Training:
         """
         folder, seed = self.folder, self.config.BasicSettings.Seed
         if folder.finished(self.settings.SampleMaxSteps):
-            print(f"run {folder.name} is finished: {folder.steps()[-1]} steps; nothing to resume")
+            print(
+                f"run {folder.name} is finished: {folder.steps()[-1]} steps; nothing to resume; a "
+                "larger JointTrainAgent.SampleMaxSteps extends it"
+            )
             return
         point = self._newest_point() if folder.exists else None
         verb = f"continuing from step {point.step}:" if point else "training"

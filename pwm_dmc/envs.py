@@ -20,7 +20,7 @@ from pwm_core.config import Config
 from pwm_core.envs import Episodes, Step, VectorEnv, env_seeds
 from pwm_core.errors import UserError, closest
 from pwm_dmc.rendering import process_environment, without_renderer, working_renderer
-from pwm_dmc.workers import InProcess, Worker, WorkerDiedError, available_cpus, stop
+from pwm_dmc.workers import InProcess, Worker, WorkerDiedError, stop
 
 if TYPE_CHECKING:
     import gymnasium
@@ -31,7 +31,6 @@ PROTOCOL = "suite"
 MOST_DEATHS = 3
 """Largest number of consecutive deaths of worker processes before the run ends."""
 
-OBS_TYPES = ("proprio", "visual")
 _log = logging.getLogger(__name__)
 _DOMAIN_ALIASES = {"cup": "ball_in_cup"}
 
@@ -79,7 +78,7 @@ class DMCEnv(VectorEnv):
             a single proprioceptive environment.
 
     Raises:
-        UserError: the task or ``obs_type`` does not exist, or no renderer works on this machine.
+        UserError: the task does not exist, or no renderer works on this machine.
         ValueError: a number is not positive.
     """
 
@@ -94,7 +93,6 @@ class DMCEnv(VectorEnv):
         image_size: int = 64,
         workers: int | None = None,
     ) -> None:
-        check_obs_type(str(obs_type))  # only the command line may pass None
         in_process = workers is None and num_envs == 1 and obs_type == "proprio"
         if min(num_envs, frame_skip, image_size, 1 if workers is None else workers) < 1:
             raise ValueError("num_envs, frame_skip, image_size and workers must be positive")
@@ -109,9 +107,11 @@ class DMCEnv(VectorEnv):
         if in_process:
             self._groups = [InProcess(simulation.Group())]
         else:
+            from pwm_core.runtime import available_cores  # it imports torch
+
             renderer = working_renderer() if obs_type == "visual" else None
             self._environ = process_environment(renderer)
-            for _ in range(min(num_envs, workers or available_cpus())):
+            for _ in range(min(num_envs, workers or available_cores())):
                 started.append(self._start_worker())
         self._seeds = np.array_split(env_seeds(seed, num_envs), len(self._groups))
         self._splits = np.cumsum([len(share) for share in self._seeds])[:-1]
@@ -213,7 +213,10 @@ class DMCEnv(VectorEnv):
         """
         self._deaths += 1
         if self._deaths > MOST_DEATHS:
-            raise UserError(f"{death}, and so did the {MOST_DEATHS} that took its place")
+            raise UserError(
+                f"{death}, and so did the {MOST_DEATHS} that took its place; if memory is short, "
+                "lower JointTrainAgent.NumEnvs or EvalEnvs"
+            )
         self.restarts += 1
         _log.warning("%s; another takes its place, the episodes it ran are closed", death)
         worker = self._groups[index] = self._start_worker()
@@ -228,17 +231,6 @@ class DMCEnv(VectorEnv):
     def close(self) -> None:
         """Stop the workers; it may be called again."""
         self._finalizer()
-
-
-def check_obs_type(obs_type: str | None) -> None:
-    """Check that ``obs_type`` is None or an observation type.
-
-    Raises:
-        UserError: it is neither; the message names the valid types.
-    """
-    if obs_type is not None and obs_type not in OBS_TYPES:
-        hint = closest(obs_type, list(OBS_TYPES))
-        raise UserError(f"obs_type {obs_type!r}: it must be {' or '.join(OBS_TYPES)}{hint}")
 
 
 def check_task(config: Config, task: str) -> None:

@@ -1,7 +1,9 @@
-"""Record a trajectory on a DeepMind Control task, for ``train.py -trajectory_path``::
+"""Record a trajectory on a DeepMind Control task, for ``train.py -trajectory_path``.
 
-python -m pwm_dmc.record -env_name walker_walk -o walker.npz -steps 10000
-python -m pwm_dmc.record -n NAME -o walker.npz           # played by a run's last checkpoint
+Random play or a run's last checkpoint takes the steps::
+
+    python -m pwm_dmc.record -env_name walker_walk -o walker.npz -steps 10000
+    python -m pwm_dmc.record -n NAME -o walker.npz
 """
 
 import sys

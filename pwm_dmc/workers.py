@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import pkgutil
 import signal
 import subprocess
@@ -165,11 +164,6 @@ def exit_reason(returncode: int) -> str:
     if returncode < 0:
         return f"killed by {signal.Signals(-returncode).name}"
     return f"exit status {returncode}"
-
-
-def available_cpus() -> int:
-    """The number of CPUs that this process may use; containers often grant fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _serve(descriptor: int, factory: str) -> None:

@@ -19,8 +19,8 @@ import secrets
 from collections.abc import Sequence
 
 from pwm_core.cli import Parser, run_command
-from pwm_core.config import REPOSITORY
 from pwm_core.errors import UserError
+from pwm_core.paths import REPOSITORY
 from sweep import local, schema, slurm
 from sweep.children import Work
 from sweep.places import Places, project_places

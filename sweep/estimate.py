@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from pwm_core.config import REPOSITORY, Config
+from pwm_core.config import Config
 from pwm_core.errors import UserError
+from pwm_core.paths import REPOSITORY
 from sweep.domains import find_domain
 from sweep.places import Places, read_json
 from sweep.plan import Plan, relative

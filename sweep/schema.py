@@ -16,9 +16,9 @@ import pydantic
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from pwm_core.config import REPOSITORY
 from pwm_core.config_file import read_yaml
 from pwm_core.errors import UserError, closest
+from pwm_core.paths import REPOSITORY
 
 NAME = re.compile(r"[A-Za-z0-9_+=-]{1,80}")
 

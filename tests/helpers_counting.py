@@ -13,7 +13,6 @@ from pwm_core import cli
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.domain import Domain
-from pwm_core.eval import evaluate_run
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
 from pwm_core.runs.writer import Writer
@@ -28,7 +27,7 @@ from tests.helpers_envs import (
     CountingEnv,
     counting_domain,
 )
-from tests.helpers_runs import rows_of
+from tests.helpers_runs import evaluate_run, rows_of
 
 CPU = torch.device("cpu")
 

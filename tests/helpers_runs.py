@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from pwm_core.config import REPOSITORY
+from pwm_core import cli
 from pwm_core.domain import Domain
-from pwm_core.eval import evaluate_run
-from pwm_core.paths import find_logdir
-from pwm_core.train import train
+from pwm_core.eval import run as run_evaluation
+from pwm_core.paths import REPOSITORY, find_logdir
+from pwm_core.train import run as run_training
 from tests.helpers_envs import CONFIG, TINY, CountingEnv, counting_domain
 from tests.helpers_processes import alive
 
@@ -62,6 +62,17 @@ def hooked(domain: Domain, hook: Hook | None) -> Domain:
 
 def flags(*overrides: str) -> list[str]:
     return [part for override in overrides for part in ("-set", override)]
+
+
+def train(domain: Domain, argv: Sequence[str]) -> None:
+    """``train.py`` in this process."""
+    arguments = cli.train_parser(domain).parse_args(argv)
+    run_training(domain, arguments, cli.read_config(arguments, domain))
+
+
+def evaluate_run(domain: Domain, argv: Sequence[str]) -> Path:
+    """``eval.py`` in this process; the CSV of the scores."""
+    return run_evaluation(domain, cli.eval_parser(domain).parse_args(argv))
 
 
 def train_on(domain: Domain, name: str, *argv: str) -> None:

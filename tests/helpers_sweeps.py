@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from pwm_core.config import REPOSITORY
+from pwm_core.paths import REPOSITORY
 from sweep.schema import as_flags
 from tests.helpers_runs import RunTree, flags
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +112,9 @@ def read_recording(path: Path) -> Recording:
         about = json.loads(str(arrays.pop("about", "{}")))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes can raise any exception
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} is no recorded trajectory (.npz): {reason}; pickles are not read, "

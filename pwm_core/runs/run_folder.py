@@ -120,7 +120,7 @@ class RunFolder:
         run that did not start.
 
         Raises:
-            UserError: another process trains this run.
+            UserError: another process trains this run, or the file system has no locks.
         """
         fresh = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -131,6 +131,11 @@ class RunFolder:
                 mine = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
             except BlockingIOError:
                 mine = False
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be locked ({error.strerror}): choose a -logdir on a file "
+                    "system with file locks"
+                ) from None
             if not mine:  # Another process holds it, or one that has just ended removed it.
                 file.seek(0)
                 owner = file.read(200).decode(errors="replace").strip() or "another process"
@@ -155,7 +160,8 @@ class RunFolder:
         changes = self.differences(config, metadata, defaults)
         if changes:
             raise UserError(
-                f"run {self.name} cannot continue with other settings: {'; '.join(changes)}"
+                f"run {self.name} cannot continue with other settings: {'; '.join(changes)}; "
+                "repeat the run's own flags, or choose another -n"
             )
 
     def differences(self, config: Config, metadata: dict[str, Any], defaults: str) -> list[str]:
@@ -230,7 +236,7 @@ class RunFolder:
             UserError: there is no run of that name.
         """
         folder = cls(name, logdir)
-        if not folder._config.is_file():
+        if not folder.exists:
             runs = folder.path.parent
             known = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
             hint = closest(name, known) or (f"; runs: {', '.join(known[:8])}" if known else "")

@@ -24,7 +24,7 @@ from pwm_core.runs.files import locked, write_text
 
 DECISIVE = ("protocol_settings", "training")
 """Entries of a score file's provenance that must be equal for all rows of one file."""
-NEUTRAL = ("UseAmp", "TF32", "Compile", "Threads")
+NEUTRAL = ("UseAmp", "TF32", "Compile", "GraphCheck", "Threads")
 """Keys of BasicSettings that affect how numbers are computed, but not what is evaluated."""
 NAME_BYTES = 30
 """The longest name of a setting. With the run's name it must fit into a file name."""

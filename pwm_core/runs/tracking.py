@@ -164,29 +164,31 @@ class Wandb:
             )
         directory.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(silent=True, console="off", init_timeout=WANDB_TIMEOUT)
-        self._begin(mode, project=project, name=name, dir=directory, id=run_id, resume="allow",
+        why = "WANDB_MODE is offline" if os.environ.get("WANDB_MODE") else "no API key is set"
+        self._begin(mode, why, project=project, name=name, dir=directory, id=run_id, resume="allow",
                     config=config, settings=settings,
                     group=os.environ.get("WANDB_RUN_GROUP") or config.get("task"))  # fmt: skip
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
-    def _begin(self, mode: str, **options: Any) -> None:
+    def _begin(self, mode: str, why: str, **options: Any) -> None:
         """Start wandb. If it should be online and cannot be, it starts offline.
+
+        Args:
+            why: the reason for ``mode``, which is printed if the run is recorded offline.
 
         Raises:
             UserError: it cannot start offline either.
         """
-        why = "WANDB_MODE is offline" if os.environ.get("WANDB_MODE") else "no API key is set"
         try:
             self._run = self._wandb.init(mode=mode, **options)
         except Exception as error:  # not all of these errors are wandb.Error
             reason = " ".join(str(error).split())[:300]
             if mode != "online":
                 raise UserError(f"wandb cannot start: {reason}") from None
-            why = f"the server cannot be used ({reason})"
             self._wandb.teardown()  # its process still holds the run's id
-            mode = "offline"
-            self._run = self._wandb.init(mode=mode, **options)
+            self._begin("offline", f"the server cannot be used ({reason})", **options)
+            return
         if mode == "offline":
             print(
                 f"wandb: {why}, so the run is recorded offline; "
@@ -286,9 +288,9 @@ class Tracker:
         path = self._videos / f"{name.split('/')[-1].lower()}_{step:09d}.mp4"
         try:
             write_video(path, frames)
-        except OSError as error:  # PyAV's errors are OSErrors too
-            reason = error.strerror or error
-            print(f"warning: {path} could not be written: {reason}; training continues")
+        except Exception as error:  # PyAV's errors have no class in common
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+            print(f"warning: {path} could not be written: {reason[:300]}; training continues")
             return
         self._filmed.put((step, name, frames, path))
 

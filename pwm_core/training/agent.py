@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pwm_core.config import Config
+from pwm_core.errors import UserError
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.distributions import sample_index
 from pwm_core.models.imagination import evaluate, imagine, imagined_step
@@ -33,11 +34,30 @@ def compile_mode(mode: str, device: torch.device) -> str:
     return mode
 
 
+def check_compiler(mode: str, device: torch.device) -> None:
+    """Check that ``BasicSettings.Compile`` can be ``mode`` on ``device``.
+
+    Raises:
+        UserError: a CPU's kernels must be compiled, and there is no C++ compiler.
+    """
+    if device.type != "cpu" or not mode.startswith("compile"):
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler  # seconds that only this mode takes
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError:
+        raise UserError(
+            f"BasicSettings.Compile: {mode} needs a C++ compiler (apt-get install g++); or write "
+            "off"
+        ) from None
+
+
 def _compiler(device: torch.device) -> Callable[..., Any]:
     """torch.compile for fixed shapes.
 
     On a CPU the kernels are called from C++. They are the same, so the numbers are too, but a step
-    of hundreds of short kernels no longer waits for Python between them.
+    of hundreds of short kernels does not wait for Python between them.
     """
     options = {"cpp_wrapper": True} if device.type == "cpu" else None
     return partial(torch.compile, dynamic=False, options=options)

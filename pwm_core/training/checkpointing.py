@@ -179,7 +179,8 @@ class Checkpointer:
                 raise
             raise UserError(
                 f"the checkpoint of step {point.step} cannot be resumed: it was written by "
-                f"another version of this code ({type(error).__name__}: {error})"
+                f"another version of this code ({type(error).__name__}: {error}); use the commit "
+                "in run.json, or start a new run"
             ) from None
         self._restore_episodes(episodes)
         set_random_state(random, self.progress.rng)

@@ -45,10 +45,10 @@ def log_videos(agent: Agent, batch: Batch) -> dict[str, np.ndarray]:
     """The videos of a replayed batch by name, each (steps, height, width, 3) uint8.
 
     There are none if observations are vectors. ``Observation`` and ``Reconstruction`` show T
-    replayed steps. ``Imagination`` shows the H steps that the policy imagines from the last of
-    them. ``Comparison`` shows the last steps in three rows: observed, reconstructed, and imagined
-    by the policy from the first of these steps. ``OpenLoop`` shows T steps in three rows: truth,
-    prediction and absolute error; see :func:`open_loop`.
+    replayed steps. ``Imagination`` shows the last of them and the H steps that the policy imagines
+    after it, H + 1 frames. ``Comparison`` shows the last steps in three rows: observed,
+    reconstructed, and imagined by the policy from the first of these steps. ``OpenLoop`` shows T
+    steps in three rows: truth, prediction and absolute error; see :func:`open_loop`.
     """
     count = min(ROWS, len(batch.is_first), agent.config.JointTrainAgent.ImagineBatchSize)
     rows = Batch(*(field[:count] for field in batch))

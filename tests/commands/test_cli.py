@@ -23,8 +23,8 @@ import pytest
 import torch
 import yaml
 
-from pwm_core.config import REPOSITORY
 from pwm_core.config_file import load_config
+from pwm_core.paths import REPOSITORY
 from pwm_core.runs.mp4 import read_video
 from pwm_core.runs.tracking import wandb_mode
 
@@ -540,15 +540,19 @@ BAD_EVAL: dict[str, tuple[list[str], list[str]]] = {
     "no such checkpoint": (["-checkpoint", "7"], ["-checkpoint 7", "1000, 1030"]),
     "not a checkpoint": (["-checkpoint", "newest"], ["-checkpoint newest", "last, all"]),
     "not a digit": (["-checkpoint", "²"], ["-checkpoint ²", "last, all"]),
-    "no episodes": (["-episodes", "0"], ["-episodes 0", "at least 1"]),
+    "no episodes": (["-episodes", "0"], ["-episodes", "0 is not a whole number from 1 on"]),
     "episodes is a word": (["-episodes", "many"], ["-episodes", "many"]),
     "another game": (["-env_name", "ALE/Boxing-v5"], ["ALE/Pong-v5", "ALE/Boxing-v5"]),
     "unknown game": (["-env_name", "Pnog"], ["'Pnog'"]),
     "missing config": (["-config_path", "nope.yaml"], ["nope.yaml"]),
     "unknown key": (flags("Models.Gama=1"), ["Models.Gama", "'Gamma'"]),
-    "another size": (flags("Models.Hidden=64"), ["Models"]),
-    "another network": (flags("Models.WorldModel.PosteriorNorm=false"), ["Models"]),
+    "another size": (flags("Models.Hidden=64"), ["Models.Hidden was 128 and is 64"]),
+    "another network": (
+        flags("Models.WorldModel.PosteriorNorm=false"),
+        ["Models.WorldModel.PosteriorNorm was True and is False"],
+    ),
     "unknown flag": (["-logger", "none"], ["-logger"]),
+    "a flag cut short": (["-check", "last"], ["unknown flag -check", "'-checkpoint'"]),
 }
 
 

@@ -10,9 +10,9 @@ import pydantic
 import pytest
 import yaml
 
-from pwm_core.config import REPOSITORY
 from pwm_core.config_file import dump_config, leaves, load_config
 from pwm_core.errors import UserError
+from pwm_core.paths import REPOSITORY
 from tests.helpers_processes import no_longer_than
 
 ATARI = "config_files/atari.yaml"

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from pwm_core.errors import UserError
-from pwm_core.eval import evaluate_run
 from pwm_core.paths import LOGDIR_VARIABLE, REPOSITORY, LogDir, find_logdir
 from tests.helpers_envs import counting_domain
-from tests.helpers_runs import train_counting
+from tests.helpers_runs import evaluate_run, train_counting
 
 SHORT = ("JointTrainAgent={SampleMaxSteps: 30, SaveEverySteps: 20, EvalEpisodes: 2}",)
 
@@ -44,3 +43,8 @@ def test_both_commands_write_under_the_folder_of_the_flag(
 def test_an_empty_folder_name_is_refused() -> None:
     with pytest.raises(UserError, match="-logdir: a path is needed"):
         train_counting("run", "-logdir", "", overrides=SHORT)
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(UserError, match="-logdir ~nosuchuser/x: there is no such home directory"):
+        find_logdir("~nosuchuser/x")

@@ -354,6 +354,7 @@ def test_warm_up_of_freeway_presses_up_and_scores() -> None:
         ("ALE/Breakuot-v5", "ALE/Breakout-v5"),
         ("ALE/MsPackman-v5", "ALE/MsPacman-v5"),
         ("ALE/Up_Down-v5", "ALE/UpNDown-v5"),
+        ("catch", "'Catch'"),
         ("", "ALE/Pong-v5"),
         ("walker_walk", "ALE/Pong-v5"),
     ],
@@ -376,5 +377,5 @@ def test_unknown_protocol_names_the_valid_ones() -> None:
 
 def test_a_frame_skip_by_task_is_refused() -> None:
     config = load_config("config_files/atari.yaml", overrides=["BasicSettings.FrameSkip=task"])
-    with pytest.raises(UserError, match="FrameSkip must be a number"):
+    with pytest.raises(UserError, match="write a number, such as 4"):
         check_task(config, "ALE/Pong-v5")

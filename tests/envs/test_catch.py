@@ -41,7 +41,7 @@ def test_following_the_ball_catches_it_and_running_away_does_not() -> None:
     ("override", "says"),
     [
         ("BasicSettings.Protocol=pamorl", "Protocol = 'pamorl' is not valid: Catch needs catch"),
-        ("BasicSettings.FrameSkip=4", "FrameSkip = 4 is not valid: Catch needs 1"),
+        ("BasicSettings.FrameSkip=4", "Catch needs 1; use -config_path .*/atari_catch.yaml"),
         ("BasicSettings.ObsShape=[32, 32, 3]", "Catch needs \\(64, 64, 3\\)"),
         ("BasicSettings.ObsType=proprio", "Catch needs visual"),
     ],

@@ -257,10 +257,3 @@ def test_check_task_refuses_in_one_line(basic, task, message):
         envs.check_task(dmc_config(**basic), task)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
-
-
-def test_check_obs_type():
-    for valid in (None, "proprio", "visual"):
-        envs.check_obs_type(valid)
-    with pytest.raises(UserError, match="must be proprio or visual"):
-        envs.check_obs_type("pixels")

@@ -103,6 +103,7 @@ def test_workers_that_keep_dying_are_an_error_and_no_hang(make):
             env.step(zeros)
         env.close()
     assert "\n" not in str(raised.value)
+    assert "lower JointTrainAgent.NumEnvs" in str(raised.value)
     assert other.poll() == 0
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pwm_core.config import REPOSITORY
 from pwm_core.errors import UserError
 from pwm_core.models import scan
 from pwm_core.models.scan import (
@@ -24,6 +23,7 @@ from pwm_core.models.scan import (
     check_backend,
     linear_attention,
 )
+from pwm_core.paths import REPOSITORY
 from pwm_core.runtime import use_precision, use_tensor_float
 from tests.helpers import load_small
 from tests.helpers_scan import TF32_TOLERANCE, TOLERANCE, make_inputs

@@ -18,9 +18,8 @@ from tests.commands.test_cli import read_wandb
 
 TRACKED = """
 import sys
-from pwm_core.eval import evaluate_run
-from pwm_core.train import train
 from tests.helpers_envs import CONFIG, TINY, counting_domain
+from tests.helpers_runs import evaluate_run, train
 
 domain = counting_domain((5,))[0]
 short = "JointTrainAgent={SampleMaxSteps: 40, TrainModelEverySteps: 9, TrainAgentEverySteps: 9}"

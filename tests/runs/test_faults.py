@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -18,13 +19,13 @@ import torch
 from pwm_core import cli
 from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
-from pwm_core.eval import evaluate_run
 from pwm_core.models.distributions import SymlogTwoHot, symexp
 from pwm_core.paths import LOGDIR_VARIABLE, find_logdir
+from pwm_core.plot import plot
 from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.files import write_text
 from pwm_core.runs.run_folder import RunFolder
-from pwm_core.runs.tracking import JsonLines, Tracker
+from pwm_core.runs.tracking import JsonLines, Tracker, Wandb
 from pwm_core.training.diagnosis import diagnose
 from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
 from tests.helpers import Data, load_small, make_agent
@@ -41,8 +42,10 @@ from tests.helpers_runs import (
     atari,
     crash_at,
     dmc,
+    evaluate_run,
     fill,
     folder,
+    hooked,
     last_step,
     records,
     same,
@@ -475,7 +478,7 @@ def test_a_limit_on_file_sizes(tree: RunTree) -> None:
         ("Models.Hidden=150000", ["the networks and their optimisers need", "lower Models.Hidden"]),
         (
             "JointTrainAgent.BatchSize=1000000",
-            ["(tried to allocate", "lower JointTrainAgent.Batch"],
+            ["(tried to allocate", "start a new run with a lower JointTrainAgent.Batch"],
         ),
     ],
 )
@@ -485,6 +488,32 @@ def test_out_of_memory_is_one_line(setting: str, says: list[str], tree: RunTree)
     name = f"large{setting[-5:]}"
     job = tree.start("atari", *atari(name, setting), limits={LIMIT_MEMORY: 12 << 30})
     job.refused("out of memory", *says)
+
+
+def test_compiling_without_a_compiler_is_refused() -> None:
+    from torch._inductor import config  # seconds that no other test takes
+
+    with (
+        config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(UserError, match=r"Compile: compile needs a C\+\+ compiler .* or write off"),
+    ):
+        train_counting("run", overrides=["BasicSettings.Compile=compile"])
+    assert not folder("run").exists()
+
+
+@pytest.mark.parametrize("part", ["environment", "weights"])
+def test_out_of_memory_in_evaluation_is_one_line(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the weights are read, which is then not said to be the checkpoint's fault."""
+    train_counting("run", overrides=LONG)
+    domain = counting_domain((7,))[0]
+    if part == "environment":
+        domain = hooked(domain, lambda step, env: np.ones(1 << 55))
+    else:
+        monkeypatch.setattr(RunFolder, "load_weights", lambda *_: torch.ones(1 << 55))
+    with pytest.raises(UserError, match=r"out of memory \(.*lower JointTrainAgent.EvalEnvs"):
+        evaluate_run(domain, ["-n", "run", "-device", "cpu"])
 
 
 @pytest.mark.slow  # the simulator's processes take seconds to start
@@ -530,6 +559,17 @@ def test_a_lock_that_cannot_say_whose_it_is(disk: Path, monkeypatch: pytest.Monk
         pass
 
 
+def test_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems have none; the kernel's error names no file."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match=r"lock cannot be locked \(No locks available\): .*-logdir"):
+        train_counting("run", overrides=LONG)
+
+
 # --------------------------------------------------------------------------------------- trackers
 
 
@@ -560,6 +600,27 @@ def test_a_sink_that_fails_is_dropped_with_one_warning(
     assert capsys.readouterr().out == warning
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4, 5]
     assert sink.calls == 2
+
+
+def test_frames_that_cannot_be_encoded_cost_a_video(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = Tracker(JsonLines(tmp_path / "metrics.jsonl"), tmp_path, [])
+    tracker.video(1, "Video/Small", np.zeros((3, 1, 1, 3), np.uint8))  # both sides must be even
+    tracker.close()
+    assert "small_000000001.mp4 could not be written: " in capsys.readouterr().out
+
+
+def test_wandb_that_starts_neither_online_nor_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(mode: str, **_: Any) -> None:
+        raise RuntimeError(f"not {mode}\nhere")
+
+    monkeypatch.setattr("wandb.init", init)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UserError, match="wandb cannot start: not offline here"):
+        Wandb(tmp_path, "run", "project", {}, "abc")
 
 
 def with_wandb(name: str) -> list[str]:
@@ -603,3 +664,15 @@ def test_a_crash_leaves_the_old_file_and_the_next_run_no_trace(tmp_path: Path) -
         write_text(folder("run") / name / ".half.pt.123.tmp", "half")
     train_counting("run", "-resume", overrides=LONG)
     assert not list(folder("run").rglob(".*"))
+
+
+def test_what_cannot_be_drawn_is_one_line(tmp_path: Path) -> None:
+    train_counting("run", overrides=LONG)
+    run = folder("run")
+    plot([run], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").exists()
+    with pytest.raises(UserError, match=r"-o .*curve.xyz: Format 'xyz' is not supported"):
+        plot([run], tmp_path / "curve.xyz")
+    (run / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json is missing or damaged"):
+        plot([run], tmp_path / "curve.png")

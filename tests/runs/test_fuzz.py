@@ -15,10 +15,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pwm_core.config import REPOSITORY, Config
+from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
-from pwm_core.paths import LOGDIR_VARIABLE
+from pwm_core.paths import LOGDIR_VARIABLE, REPOSITORY
 from pwm_core.runs.checkpoint import ResumePoints, _digest
 from pwm_core.runs.files import read_tensors, write_tensors, write_text
 from pwm_core.runs.run_folder import RunFolder

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pwm_core.config import REPOSITORY
-from pwm_core.paths import LOGDIR_VARIABLE
+from pwm_core.paths import LOGDIR_VARIABLE, REPOSITORY
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.training.model_videos import log_videos
 from tests.helpers import Data, load_small, make_agent

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pwm_core.eval import evaluate_run
+from pwm_core import record
+from pwm_core.cli import record_parser
+from pwm_core.errors import UserError
 from pwm_core.paths import LogDir, find_logdir
+from pwm_core.publish import main, publish
 from pwm_core.runs import pretrained
 from pwm_core.runs.run_folder import RunFolder
 from tests.helpers_envs import counting_domain
-from tests.helpers_runs import train_counting
+from tests.helpers_runs import evaluate_run, train_counting
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("logdir")
@@ -25,7 +28,7 @@ def test_a_published_agent_is_evaluated_where_there_is_no_run_of_its_name(
     monkeypatch.setattr(pretrained, "PRETRAINED", LogDir(tmp_path / "pretrained"))
     train_counting("run")
     run = RunFolder("run", find_logdir())
-    published = pretrained.publish(run)
+    published = publish(run)
     assert {p.name for p in published.path.iterdir()} == {"config.yaml", "run.json", "checkpoints"}
     assert published.checkpoint(60).stat().st_size < 0.8 * run.checkpoint(60).stat().st_size
 
@@ -34,6 +37,9 @@ def test_a_published_agent_is_evaluated_where_there_is_no_run_of_its_name(
     evaluate_run(domain, ["-n", "run", "-device", "cpu", "-logdir", str(elsewhere.root)])
     assert "comes with the repository" in capsys.readouterr().out
     assert (elsewhere.scores / "run.csv").is_file()
+    another = LogDir(tmp_path / "another")
+    argv = ["-n", "run", "-steps", "4", "-logdir", str(another.root), "-o", str(tmp_path / "a.npz")]
+    record.run(domain, record_parser(domain).parse_args([*argv, "-device", "cpu"]))
     copy = RunFolder("run", elsewhere).load_weights(60, CPU)["world_model"]
     for name, value in run.load_weights(60, CPU)["world_model"].items():
         torch.testing.assert_close(copy[name].to(value.dtype), value, rtol=1e-3, atol=1e-6)
@@ -45,9 +51,21 @@ def test_a_run_of_that_name_is_not_replaced(
     monkeypatch.setattr(pretrained, "PRETRAINED", LogDir(tmp_path / "pretrained"))
     train_counting("run")
     run = RunFolder("run", find_logdir())
-    pretrained.publish(run)
+    publish(run)
     before = run.checkpoint(60).read_bytes()
     pretrained.fetch("run", find_logdir())
     pretrained.fetch("another", find_logdir())
     assert run.checkpoint(60).read_bytes() == before
     assert "comes with" not in capsys.readouterr().out
+
+
+def test_a_published_agent_is_not_published_onto_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is emptied first."""
+    train_counting("run")
+    monkeypatch.setattr(pretrained, "PRETRAINED", find_logdir())
+    monkeypatch.setattr("sys.argv", ["publish", "run"])
+    with pytest.raises(UserError, match="is where agents are published"):
+        main()
+    assert RunFolder("run").checkpoint(60).is_file()

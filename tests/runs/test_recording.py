@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 import torch
 
 from pwm_core import convert_recording
-from pwm_core.cli import record_parser
+from pwm_core.cli import record_parser, train_parser
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.convert_recording import read_pickle
 from pwm_core.errors import UserError
+from pwm_core.quickstart import _fill_in
 from pwm_core.record import play, run
 from pwm_core.runs.recording import Recording, make_recording, read_recording, write_recording
 from pwm_core.runtime import use_tensor_float
@@ -88,7 +90,7 @@ def test_arrays_that_do_not_fit_are_refused(says: str) -> None:
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "pickle", "npy", "objects"])
+@pytest.mark.parametrize("kind", ["missing", "text", "pickle", "npy", "objects", "damaged"])
 def test_what_is_no_archive_of_arrays_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     if kind == "text":
@@ -99,6 +101,10 @@ def test_what_is_no_archive_of_arrays_is_refused_in_one_line(kind: str, tmp_path
         np.save(path.open("wb"), np.zeros(3))
     elif kind == "objects":
         np.savez(path.open("wb"), obs=np.array([{}], dtype=object))
+    elif kind == "damaged":  # where the first array's compressed bytes begin
+        write_recording(path, make_recording(arrays(), "here"))
+        content = path.read_bytes()
+        path.write_bytes(content[:50] + bytes([255] * 50) + content[100:])
     with pytest.raises(UserError) as caught:
         read_recording(path)
     assert "\n" not in str(caught.value)
@@ -215,16 +221,25 @@ def record(path: Path, *argv: str) -> Recording:
 
 
 @pytest.mark.usefixtures("logdir")
-def test_a_run_and_random_play_are_recorded(tmp_path: Path) -> None:
+def test_a_run_and_random_play_are_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train_counting("run", overrides=["Models.Agent.LR=0.1"])
     random = record(tmp_path / "random.npz", "-env_name", "count", *flags(*TINY))
     trained = record(tmp_path / "trained.npz", "-n", "run")
+    assert f"note: the Models of {CONFIG} differ" in capsys.readouterr().out
     assert random.obs.shape == trained.obs.shape == (40, 8, 8, 3)
     assert random.about["agent"] == "random play"
     assert trained.about["agent"] == "run, step 60"
     assert not np.array_equal(random.action, trained.action)
     earlier = record(tmp_path / "earlier.npz", "-n", "run", "-checkpoint", "20")
     assert earlier.about["agent"] == "run, step 20"
+    with pytest.raises(UserError, match=r"other settings: Models.Hidden was \d+ and is 64; leave"):
+        record(tmp_path / "other.npz", "-n", "run", *flags("Models.Hidden=64"))
+    path = folder("run") / "config.yaml"
+    path.write_text(re.sub("Hidden: .*", "Hidden: 64", path.read_text()))
+    with pytest.raises(UserError, match=r"000000060.pt does not fit the run's config.yaml"):
+        record(tmp_path / "other.npz", "-n", "run")
 
 
 @pytest.mark.usefixtures("logdir")
@@ -340,6 +355,24 @@ def test_storm_with_a_demonstration_resumes_exactly(tmp_path: Path) -> None:
     assert_same_run(folder("whole"), folder("run"))
     lines = records(folder("run"))
     assert all(np.isfinite(line.get("ActorCritic/policy_loss", 0.0)) for line in lines)
+
+
+@pytest.mark.usefixtures("logdir")
+def test_resume_without_a_name_finds_the_run_of_the_same_demonstration(tmp_path: Path) -> None:
+    """As ``./train.sh -resume`` looks for it."""
+    path, name = tmp_path / "mine.npz", "count-seed0-20200101-000000"
+    write_recording(path, make_recording(arrays(), "here"))
+    argv = ["-trajectory_path", str(path), *flags("JointTrainAgent.UseDemonstration=true")]
+    with pytest.raises(CrashError):
+        train_counting(name, *argv, hook=crash_at(40))
+    domain = counting_domain((7,), life=2)[0]
+    same = ["-env_name", "count", "-config_path", CONFIG, *flags(*TINY), *argv, "-resume"]
+    arguments = train_parser(domain, quick=True).parse_args(same)
+    _fill_in(domain, arguments)
+    assert arguments.name == name
+    write_recording(path, make_recording(arrays(20), "here"))
+    with pytest.raises(UserError, match="demonstration was"):
+        _fill_in(domain, train_parser(domain, quick=True).parse_args(same))
 
 
 @pytest.mark.usefixtures("logdir")

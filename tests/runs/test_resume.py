@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from pwm_core.errors import UserError
-from pwm_core.eval import evaluate_run
 from pwm_core.paths import LOGDIR_VARIABLE
 from pwm_core.runs.checkpoint import ResumePoints, _digest
 from pwm_core.runs.files import sha256, write_text
@@ -32,6 +31,7 @@ from tests.helpers_runs import (
     atari,
     crash_at,
     dmc,
+    evaluate_run,
     folder,
     last_step,
     records,
@@ -197,7 +197,9 @@ def test_other_settings_are_refused_with_all_differences() -> None:
     with pytest.raises(UserError, match="other settings") as raised:
         train_counting("run", "-resume", "-seed", "9", overrides=changed)
     differences = str(raised.value).partition("settings: ")[2]
-    assert set(differences.split("; ")) == {
+    *listed, advice = differences.split("; ")
+    assert advice == "repeat the run's own flags, or choose another -n"
+    assert set(listed) == {
         "BasicSettings.Seed was 0 and is 9",
         "Models.Gamma was 0.997 and is 0.5",
         "JointTrainAgent.BatchSize was 3 and is 5",
@@ -211,7 +213,10 @@ def test_a_finished_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in folder("run").rglob("*.*")}
     capsys.readouterr()
     train_counting("run", "-resume", overrides=QUICK)
-    assert capsys.readouterr().out == "run run is finished: 45 steps; nothing to resume\n"
+    assert capsys.readouterr().out == (
+        "run run is finished: 45 steps; nothing to resume; a larger JointTrainAgent.SampleMaxSteps "
+        "extends it\n"
+    )
     assert {path: path.read_bytes() for path in folder("run").rglob("*.*")} == before
 
 
@@ -460,7 +465,7 @@ def test_a_point_of_another_version_is_one_line(key: str) -> None:
     del state[key]
     torch.save(state, path)
     rewrite_manifest(run, 40)
-    with pytest.raises(UserError, match=f"another version of this code .*{key}"):
+    with pytest.raises(UserError, match=f"another version of this code .*{key}.*run.json"):
         train_counting("run", "-resume", overrides=QUICK)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.score_file import NAME_BYTES, ScoreFile, Settings, setting_name
-from tests.helpers_runs import evaluate_counting, rows_of, train_counting
+from tests.helpers_envs import counting_domain
+from tests.helpers_runs import evaluate_counting, evaluate_run, rows_of, train_counting
 
 pytestmark = pytest.mark.usefixtures("logdir")
 
@@ -116,7 +118,7 @@ def test_evaluations_at_the_same_time_lose_no_row() -> None:
         (["BasicSettings.Seed=7"], {"episodes": 5}, "5ep-seed7"),
         (["JointTrainAgent.EvalEnvs=3"], {}, "3envs"),
         (["JointTrainAgent.EvalEnvs=60"], {"episodes": 1}, "1ep"),
-        (["BasicSettings.UseAmp=false", "BasicSettings.Threads=2"], {}, ""),
+        (["BasicSettings={UseAmp: false, Threads: 2, GraphCheck: false}"], {}, ""),
     ],
 )
 def test_a_setting_is_named_by_what_differs(
@@ -186,6 +188,13 @@ def test_a_run_older_than_a_config_key_is_evaluated_with_the_default() -> None:
     lines = [line for line in path.read_text().splitlines() if "Compile" not in line]
     path.write_text("\n".join(lines) + "\n")
     assert rows_of(evaluate_counting("run"))[1] == expected
+
+
+def test_a_run_is_evaluated_by_the_commands_of_its_domain() -> None:
+    train_counting("run")
+    other = replace(counting_domain((7,))[0], name="other")
+    with pytest.raises(UserError, match=r"belongs to pwm_counting: use .* in pwm_counting/"):
+        evaluate_run(other, ["-n", "run", "-device", "cpu"])
 
 
 def test_an_evaluation_that_fails_leaves_the_scores_where_they_are() -> None:

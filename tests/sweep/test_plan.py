@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pwm_core.config import REPOSITORY
 from pwm_core.config_file import leaves, read_yaml
 from pwm_core.domain import domain_names as names
 from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
-from pwm_core.paths import LOGDIR_VARIABLE
+from pwm_core.paths import LOGDIR_VARIABLE, REPOSITORY
 from sweep import schema
 from sweep.__main__ import main
 from sweep.estimate import measured_disk, measured_speed

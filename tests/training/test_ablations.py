@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from pwm_atari.actor_critic import CategoricalPolicy
-from pwm_core.config import REPOSITORY, Config
+from pwm_core.config import Config
 from pwm_core.config_file import leaves, load_config, read_yaml
 from pwm_core.errors import UserError
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.networks import ImageCodec
 from pwm_core.models.types import Batch
 from pwm_core.models.world_model import WorldModel
+from pwm_core.paths import REPOSITORY
 from pwm_core.training.agent import Agent
 from pwm_dmc.actor_critic import GaussianPolicy
 from pwm_dmc.world_model import VectorCodec

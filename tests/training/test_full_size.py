@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pwm_core.config import REPOSITORY
+from pwm_core.paths import REPOSITORY
 
 
 @pytest.mark.slow

@@ -21,12 +21,12 @@ from pwm_core.paths import LogDir
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
 from pwm_core.runtime import find_device, seed_everything
-from pwm_core.train import train
 from pwm_core.training.evaluation import evaluate
 from pwm_core.training.methods import make_agent as make_method
 from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
 from pwm_core.training.trainer import Trainer
 from pwm_dmc.train import DMC
+from tests.helpers_runs import train
 
 # Logits without BatchNorm need a larger gain: with 10 the first latents tell as much of the ball
 # as PaMoRL's with 3, 18 nats summed over the latents, and with 1 less than one nat. Nothing but the

@@ -17,7 +17,6 @@ from pwm_core import cli
 from pwm_core.config_file import load_config
 from pwm_core.envs import VectorEnv, env_seeds
 from pwm_core.errors import UserError
-from pwm_core.eval import evaluate_run
 from pwm_core.paths import find_logdir
 from pwm_core.runs.mp4 import VideoWriter, enlarged, read_video
 from pwm_core.runs.run_folder import RunFolder
@@ -31,7 +30,7 @@ from pwm_dmc.envs import DMCEnv
 from pwm_dmc.rendering import try_renderer
 from tests.helpers import Data, load_small, make_agent, make_world_model
 from tests.helpers_envs import CONFIG, DEFAULTS, TINY, counting_domain
-from tests.helpers_runs import train_on
+from tests.helpers_runs import evaluate_run, train_on
 
 KINDS = ("Observation", "Reconstruction", "Imagination", "Comparison", "OpenLoop")
 
@@ -333,6 +332,15 @@ def test_eval_films_its_first_episodes(capsys: pytest.CaptureFixture[str]) -> No
     assert "warning" not in capsys.readouterr().out
 
 
+def test_scores_do_not_depend_on_room_for_videos(capsys: pytest.CaptureFixture[str]) -> None:
+    """The checkpoints after the one whose video fails are evaluated too."""
+    domain = trained("run")
+    (find_logdir().runs / "run" / "videos").write_text("where the folder should be")
+    argv = ["-n", "run", "-device", "cpu", "-checkpoint", "all", "-video", "1"]
+    evaluate_run(domain, argv)
+    assert capsys.readouterr().out.count("the scores are written, but no video: ") == 2
+
+
 def test_scores_do_not_depend_on_a_renderer(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a renderer, a message says so, and the scores are still written."""
     domain = trained("run")
@@ -346,5 +354,5 @@ def test_scores_do_not_depend_on_a_renderer(capsys: pytest.CaptureFixture[str]) 
     evaluate_run(blind, ["-n", "run", "-device", "cpu", "-video", "1"])
     assert "no video: no headless renderer works" in capsys.readouterr().out
     assert (find_logdir().scores / "run.csv").exists()
-    with pytest.raises(UserError, match="-video -1"):
+    with pytest.raises(UserError, match="-video: -1 is not a whole number"):
         evaluate_run(domain, ["-n", "run", "-device", "cpu", "-video", "-1"])

@@ -1,0 +1,60 @@
+"""Publish trained agents: put the last checkpoints of runs into ``pretrained/``.
+
+Evaluate what was published before you commit it::
+
+    python -m pwm_core.publish <run name> [more runs]
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import torch
+
+from pwm_core import cli
+from pwm_core.errors import UserError
+from pwm_core.runs import pretrained
+from pwm_core.runs.files import write_tensors
+from pwm_core.runs.run_folder import RunFolder
+
+ABOUT = ("config.yaml", "run.json")
+
+
+def publish(folder: RunFolder) -> RunFolder:
+    """Put the last checkpoint of the run in ``folder`` into ``pretrained/``, in half precision.
+
+    Raises:
+        UserError: the run is a published one, or has no checkpoint, or it is damaged.
+    """
+    published = RunFolder(folder.name, pretrained.PRETRAINED)
+    if published.exists and published.path.samefile(folder.path):
+        raise UserError(f"{folder.path} is where agents are published: set another PAMORL_LOGDIR")
+    (step,) = folder.select("last")
+    weights = _halved(folder.load_weights(step, torch.device("cpu")))
+    shutil.rmtree(published.path, ignore_errors=True)
+    write_tensors(published.checkpoint(step), weights)
+    for name in ABOUT:
+        shutil.copyfile(folder.path / name, published.path / name)
+    return published
+
+
+def _halved(tree: Any) -> Any:
+    """Nested dicts with their float32 matrices in float16. Statistics keep their precision."""
+    if isinstance(tree, dict):
+        return {key: _halved(value) for key, value in tree.items()}
+    matrix = isinstance(tree, torch.Tensor) and tree.ndim > 1 and tree.dtype == torch.float32
+    return tree.half() if matrix else tree
+
+
+def main() -> None:
+    """Publish the runs that are named."""
+    parser = cli.Parser(description="Publish the last checkpoint of runs.")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="name of a run")
+    for name in parser.parse_args().names:
+        published = publish(RunFolder.open(name))
+        print(f"{name}: published in {published.path}; evaluate it before you commit it")
+
+
+if __name__ == "__main__":
+    cli.run_command(main)
