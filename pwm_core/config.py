@@ -6,12 +6,9 @@ Every key is documented where it is declared. ``pwm_core.config_file`` reads and
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def _parse_shape(value: Any) -> Any:

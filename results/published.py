@@ -9,9 +9,9 @@ import pandas as pd
 import pydantic
 import yaml
 
-from pwm_core.config import REPOSITORY
 from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
+from pwm_core.paths import REPOSITORY
 
 FOLDER = REPOSITORY / "eval_result" / "published"
 REFERENCES = ("Random", "Human")
