@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import weakref
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -88,7 +88,7 @@ class DMCEnv(VectorEnv):
         num_envs: int,
         seed: int,
         *,
-        obs_type: str,
+        obs_type: Literal["visual", "proprio"],
         frame_skip: int,
         image_size: int = 64,
         workers: int | None = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -36,7 +36,7 @@ class Settings(NamedTuple):
 
     task: str
     suite_task: tuple[str, str]
-    obs_type: str
+    obs_type: Literal["visual", "proprio"]
     frame_skip: int
     image_size: int
 

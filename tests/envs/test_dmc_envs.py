@@ -188,11 +188,11 @@ def test_an_unknown_task_is_one_clear_line(make, task, hint, num_envs):
     assert "\n" not in message
 
 
-def test_a_wrong_observation_type_is_one_clear_line(make):
+def test_a_wrong_observation_type_is_one_clear_line():
     with pytest.raises(UserError) as raised:
-        make("walker_walk", obs_type="visul")
+        dmc_config(ObsType="visul")
     assert "'visul'" in str(raised.value)
-    assert "did you mean 'visual'" in str(raised.value)
+    assert "visual" in str(raised.value).replace("'visul'", "")
     assert "\n" not in str(raised.value)
 
 
