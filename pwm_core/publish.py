@@ -14,6 +14,7 @@ import torch
 
 from pwm_core import cli
 from pwm_core.errors import UserError
+from pwm_core.models.actor_critic import CRITICS
 from pwm_core.runs import pretrained
 from pwm_core.runs.files import write_tensors
 from pwm_core.runs.run_folder import RunFolder
@@ -22,7 +23,8 @@ ABOUT = ("config.yaml", "run.json")
 
 
 def publish(folder: RunFolder) -> RunFolder:
-    """Put the last checkpoint of the run in ``folder`` into ``pretrained/``, in half precision.
+    """Put the last checkpoint of the run in ``folder`` into ``pretrained/``, in half precision and
+    without its critics, which neither acting nor imagining needs.
 
     Raises:
         UserError: the run is a published one, or has no checkpoint, or it is damaged.
@@ -32,6 +34,8 @@ def publish(folder: RunFolder) -> RunFolder:
         raise UserError(f"{folder.path} is where agents are published: set another PAMORL_LOGDIR")
     (step,) = folder.select("last")
     weights = _halved(folder.load_weights(step, torch.device("cpu")))
+    kept = weights["actor_critic"]
+    weights["actor_critic"] = {key: kept[key] for key in kept if not key.startswith(CRITICS)}
     shutil.rmtree(published.path, ignore_errors=True)
     write_tensors(published.checkpoint(step), weights)
     for name in ABOUT:

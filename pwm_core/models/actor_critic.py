@@ -16,6 +16,9 @@ from pwm_core.models.networks import latent_head
 from pwm_core.models.returns import lambda_return, pete_return, step_weights
 from pwm_core.models.types import Metrics, Trajectory
 
+CRITICS = ("critic.", "slow_critic.")
+"""What the names of the critics' weights begin with."""
+
 
 class ReturnScale(nn.Module):
     """``max(1, P_high - P_low)`` of the returns.

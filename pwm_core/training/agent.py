@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pwm_core.config import Config
 from pwm_core.errors import UserError
-from pwm_core.models.actor_critic import ActorCritic
+from pwm_core.models.actor_critic import CRITICS, ActorCritic
 from pwm_core.models.distributions import sample_index
 from pwm_core.models.imagination import evaluate, imagine, imagined_step
 from pwm_core.models.types import Batch, Context, Metrics, Trajectory, concatenate
@@ -298,9 +298,16 @@ class Agent:
         }
 
     def load_weights(self, weights: dict[str, Any]) -> None:
-        """The inverse of :meth:`weights`."""
+        """The inverse of :meth:`weights`. A published agent has no critics; they stay as they are.
+
+        Raises:
+            RuntimeError: weights are missing, not known, or of another shape.
+        """
         self.world_model.load_state_dict(weights["world_model"])
-        self.actor_critic.load_state_dict(weights["actor_critic"])
+        given = weights["actor_critic"]
+        own = {k: v for k, v in self.actor_critic.state_dict().items() if k.startswith(CRITICS)}
+        published = not any(key.startswith(CRITICS) for key in given)
+        self.actor_critic.load_state_dict(own | given if published else given)
 
     def state_dict(self) -> dict[str, Any]:
         """The state that training needs in order to resume: weights and optimisers."""

@@ -10,6 +10,7 @@ import torch
 from pwm_core import record
 from pwm_core.cli import record_parser
 from pwm_core.errors import UserError
+from pwm_core.models.actor_critic import CRITICS
 from pwm_core.paths import LogDir, find_logdir
 from pwm_core.publish import main, publish
 from pwm_core.runs import pretrained
@@ -24,13 +25,17 @@ pytestmark = pytest.mark.usefixtures("logdir")
 def test_a_published_agent_is_evaluated_where_there_is_no_run_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its weights are the run's to half precision, in a file of little more than half the size."""
+    """Its weights are the run's to half precision, without critics, in a file of little more than
+    half the size."""
     monkeypatch.setattr(pretrained, "PRETRAINED", LogDir(tmp_path / "pretrained"))
     train_counting("run")
     run = RunFolder("run", find_logdir())
     published = publish(run)
     assert {p.name for p in published.path.iterdir()} == {"config.yaml", "run.json", "checkpoints"}
     assert published.checkpoint(60).stat().st_size < 0.8 * run.checkpoint(60).stat().st_size
+    weights = published.load_weights(60, CPU)["actor_critic"]
+    assert any(key.startswith("actor.") for key in weights)
+    assert not any(key.startswith(CRITICS) for key in weights)
 
     elsewhere = LogDir(tmp_path / "elsewhere")
     domain = counting_domain((7,))[0]
