@@ -32,6 +32,7 @@ MOST_DEATHS = 3
 """Largest number of consecutive deaths of worker processes before the run ends."""
 
 _log = logging.getLogger(__name__)
+OBS_TYPES = ("proprio", "visual")
 _DOMAIN_ALIASES = {"cup": "ball_in_cup"}
 
 
@@ -78,7 +79,7 @@ class DMCEnv(VectorEnv):
             a single proprioceptive environment.
 
     Raises:
-        UserError: the task does not exist, or no renderer works on this machine.
+        UserError: the task or ``obs_type`` does not exist, or no renderer works on this machine.
         ValueError: a number is not positive.
     """
 
@@ -93,6 +94,7 @@ class DMCEnv(VectorEnv):
         image_size: int = 64,
         workers: int | None = None,
     ) -> None:
+        check_obs_type(str(obs_type))  # only the command line may pass None
         in_process = workers is None and num_envs == 1 and obs_type == "proprio"
         if min(num_envs, frame_skip, image_size, 1 if workers is None else workers) < 1:
             raise ValueError("num_envs, frame_skip, image_size and workers must be positive")
@@ -231,6 +233,17 @@ class DMCEnv(VectorEnv):
     def close(self) -> None:
         """Stop the workers; it may be called again."""
         self._finalizer()
+
+
+def check_obs_type(obs_type: str | None) -> None:
+    """Check that ``obs_type`` is None or an observation type.
+
+    Raises:
+        UserError: it is neither; the message names the valid types.
+    """
+    if obs_type is not None and obs_type not in OBS_TYPES:
+        hint = closest(obs_type, list(OBS_TYPES))
+        raise UserError(f"obs_type {obs_type!r}: it must be {' or '.join(OBS_TYPES)}{hint}")
 
 
 def check_task(config: Config, task: str) -> None:

@@ -188,11 +188,11 @@ def test_an_unknown_task_is_one_clear_line(make, task, hint, num_envs):
     assert "\n" not in message
 
 
-def test_a_wrong_observation_type_is_one_clear_line():
+def test_a_wrong_observation_type_is_one_clear_line(make):
     with pytest.raises(UserError) as raised:
-        dmc_config(ObsType="visul")
+        make("walker_walk", obs_type="visul")
     assert "'visul'" in str(raised.value)
-    assert "visual" in str(raised.value).replace("'visul'", "")
+    assert "did you mean 'visual'" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -257,3 +257,10 @@ def test_check_task_refuses_in_one_line(basic, task, message):
         envs.check_task(dmc_config(**basic), task)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_check_obs_type():
+    for valid in (None, "proprio", "visual"):
+        envs.check_obs_type(valid)
+    with pytest.raises(UserError, match="must be proprio or visual"):
+        envs.check_obs_type("pixels")

@@ -108,6 +108,7 @@ def test_what_is_not_of_the_study_is_left_out_or_named(study: Folders) -> None:
     assert "cartpole_balance-gru-abl-seed4: left out: it has not finished" in problems
     assert f"{again}: the evaluation greedy-1ep is left out" in problems
     assert problems[-1] == "Catch-gru-abl-seed7: left out: it has no scores"
+    assert len(problems) == 4
     with pytest.raises(UserError, match=r"differ in length: 16000 steps .*, 32000 steps .*extends"):
         check_equal_lengths(outcomes)
 
