@@ -233,6 +233,29 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+PLAIN_FLAGS = re.compile(r"-[bBdEiIOPqRsSuvx]+")
+"""A word of Python's command line that holds flags without a value, such as ``-uO``."""
+
+
+def restart_without_optimisation() -> None:
+    """Start this command anew without Python's ``-O``, if it runs with it.
+
+    torch's compiler (2.13, ``CppScheduling.fuse``) changes its loops inside an ``assert``. Under
+    ``-O`` the change is left out, and compiling ends with an error or with wrong code.
+    """
+    if __debug__:
+        return
+    count = len(sys.orig_argv) - len(sys.argv[1:])  # Python, its flags, and the script
+    words = [
+        word.replace("O", "") if PLAIN_FLAGS.fullmatch(word) else word
+        for word in sys.orig_argv[1:count]
+    ]
+    command = [sys.executable, *(word for word in words if word != "-"), *sys.argv[1:]]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONOPTIMIZE"}
+    print("note: torch's compiler needs Python without -O: starting again without it", flush=True)
+    os.execve(sys.executable, command, environment)
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}

@@ -32,6 +32,7 @@ from pwm_core.runtime import (
     make_deterministic,
     memory_advice,
     refuse_too_many_envs,
+    restart_without_optimisation,
     seed_everything,
     use_precision,
     use_threads,
@@ -64,6 +65,8 @@ def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
     """
     check_task(domain, config, arguments.env_name, arguments.config_path)
     config = domain.resolve(config, arguments.env_name)
+    if config.BasicSettings.Compile.startswith("compile"):
+        restart_without_optimisation()
     if arguments.deterministic:
         make_deterministic()
     device = find_device(arguments.device)

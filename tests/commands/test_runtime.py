@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from pwm_core.errors import UserError
 from pwm_core.runtime import available_cores, refuse_too_many_envs
-from tests.helpers_processes import run_script
+from tests.helpers_processes import ROOT, run_script
 
 
 def test_threads_are_bounded_by_the_machine() -> None:
@@ -23,3 +28,35 @@ def test_environments_that_do_not_fit_are_refused() -> None:
     refuse_too_many_envs(8, 1_000_000)
     with pytest.raises(UserError, match=r"EvalEnvs = 100000000 is too many: .* about 100000 GB"):
         refuse_too_many_envs(100_000_000, 1_000_000, "EvalEnvs")
+
+
+RESTART = """
+import sys
+from pwm_core.runtime import restart_without_optimisation
+restart_without_optimisation()
+print(__debug__, sys.flags.utf8_mode, sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "flags"),
+    [("script", ["-O"]), ("script", []), ("module", ["-uO", "-X", "utf8"])],
+)
+def test_a_command_starts_again_without_optimisation(
+    way: str, flags: list[str], tmp_path: Path
+) -> None:
+    """torch's compiler fails under ``-O``. Other flags and the arguments stay."""
+    (tmp_path / "restart.py").write_text(RESTART)
+    script = ["-m", "restart"] if way == "module" else [str(tmp_path / "restart.py")]
+    optimised = {} if flags else {"PYTHONOPTIMIZE": "1"}
+    done = subprocess.run(
+        [sys.executable, *flags, *script, "-O", "a b"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **optimised},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    note, answer = done.stdout.splitlines()
+    assert "starting again without" in note
+    assert answer == f"True {int('utf8' in flags)} ['-O', 'a b']"
