@@ -3,4 +3,4 @@
 . "$(dirname "${BASH_SOURCE[0]}")/scripts/install.sh" requirements.txt
 cd "$caller"
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-exec "$python" -P -u -O -m pwm_core.quickstart eval "$@"
+exec "$python" -P -u -O -m pwm_core.commands.quickstart eval "$@"

@@ -8,4 +8,4 @@
 . "$(dirname "${BASH_SOURCE[0]}")/scripts/install.sh" requirements.txt
 cd "$caller"
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-exec "$python" -P -u -O -m pwm_core.quickstart train "$@"
+exec "$python" -P -u -O -m pwm_core.commands.quickstart train "$@"

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import measure
-from pwm_core.cli import run_command
+from pwm_core.commands.cli import run_command
 from pwm_core.config_file import load_config
 from pwm_core.models.networks import ImageCodec
 from pwm_core.runtime import keep_freed_memory

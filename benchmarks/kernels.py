@@ -35,7 +35,7 @@ from benchmarks import measure
 from benchmarks.cases import CASES, OTHERS, STORED, case_parts
 from benchmarks.fake_cuda import DEVICE, FakeCuda, cuda_autocast
 from benchmarks.fusion import Operation, fuse
-from pwm_core.cli import run_command
+from pwm_core.commands.cli import run_command
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic

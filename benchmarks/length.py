@@ -21,7 +21,7 @@ from benchmarks import measure
 from benchmarks.cases import CASES
 from benchmarks.scan import measure_backend
 from benchmarks.train_step import full_size
-from pwm_core.cli import run_command
+from pwm_core.commands.cli import run_command
 from pwm_core.runtime import find_device
 
 LENGTHS = (64, 256, 1024, 4096)

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import measure
-from pwm_core.cli import run_command
+from pwm_core.commands.cli import run_command
 from pwm_core.config_file import load_config
 from pwm_core.models.scan import (
     AttentionOutput,

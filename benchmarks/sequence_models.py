@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from pwm_core.cli import run_command
+from pwm_core.commands.cli import run_command
 from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
 from pwm_core.models.sequence_models import make_sequence_model

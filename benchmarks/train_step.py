@@ -36,7 +36,7 @@ import torch
 from benchmarks import measure
 from benchmarks.cases import ACTIONS, CASES, OTHERS, STORED, case_parts
 from benchmarks.scan import full_operands
-from pwm_core.cli import run_command
+from pwm_core.commands.cli import run_command
 from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
 from pwm_core.models.actor_critic import ActorCritic

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any directory
 
 from pwm_atari.train import ATARI
-from pwm_core import cli
+from pwm_core.commands import cli
 
 if __name__ == "__main__":
     cli.record_command(ATARI)

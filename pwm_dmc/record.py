@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any directory
 
-from pwm_core import cli
+from pwm_core.commands import cli
 from pwm_dmc.train import DMC
 
 if __name__ == "__main__":

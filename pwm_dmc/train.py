@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any directory
 
-from pwm_core import cli
+from pwm_core.commands import cli
 from pwm_core.config import Config
 from pwm_core.domain import make_domain
 from pwm_dmc.action_repeat import resolve

@@ -13,7 +13,7 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from pwm_core import cli
+from pwm_core.commands import cli
 from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pwm_core.commands.plot import read_metrics
 from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
-from pwm_core.plot import read_metrics
 from results.scores import SEPARATOR, Conditions, conditions_of
 
 POINTS = 40

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pwm_core.cli import Parser, run_command
+from pwm_core.commands.cli import Parser, run_command
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.domain import Domain, find_domain

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pwm_core import cli
+from pwm_core.commands import cli
 from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir

@@ -18,7 +18,7 @@ import os
 import secrets
 from collections.abc import Sequence
 
-from pwm_core.cli import Parser, run_command
+from pwm_core.commands.cli import Parser, run_command
 from pwm_core.errors import UserError
 from pwm_core.paths import REPOSITORY
 from sweep import local, schema, slurm

@@ -98,7 +98,7 @@ def _text(path: Path) -> str:
 
 def main() -> None:
     """Parse the flags, collect the runs and print where the files are."""
-    from pwm_core.cli import Parser  # here: it loads torch, which jobs do without
+    from pwm_core.commands.cli import Parser  # here: it loads torch, which jobs do without
 
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN")
@@ -109,6 +109,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from pwm_core.cli import run_command
+    from pwm_core.commands.cli import run_command
 
     run_command(main)

@@ -138,7 +138,7 @@ def measured_disk(plan: Plan, run: Run) -> Disk:
     Raises:
         UserError: the environment cannot be made on this machine.
     """
-    from pwm_core.cli import make_agent
+    from pwm_core.commands.cli import make_agent
 
     domain, config = find_domain(run.domain), plan.config(run)
     env = domain.make_env(config, run.env_name, 1, run.seed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pwm_core import cli
+from pwm_core.commands import cli
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.domain import Domain

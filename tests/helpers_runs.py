@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from pwm_core import cli
+from pwm_core.commands import cli
+from pwm_core.commands.eval import run as run_evaluation
+from pwm_core.commands.train import run as run_training
 from pwm_core.domain import Domain
-from pwm_core.eval import run as run_evaluation
 from pwm_core.paths import REPOSITORY, find_logdir
-from pwm_core.train import run as run_training
 from tests.helpers_envs import CONFIG, TINY, CountingEnv, counting_domain
 from tests.helpers_processes import alive
 
@@ -272,7 +272,7 @@ class RunTree:
 
     def quickstart(self, *argv: str) -> Job:
         """What ``./train.sh`` and ``./eval.sh`` call; the first word says which."""
-        return self._start("pwm_core/quickstart.py", argv, {}, {})
+        return self._start("pwm_core/commands/quickstart.py", argv, {}, {})
 
     def _start(
         self, script: str, argv: Sequence[str], limits: dict[int, int], environ: dict[str, str]

@@ -1,8 +1,8 @@
 """Trained agents that come with the repository.
 
 A published agent holds the config, ``run.json`` and the weights of the last checkpoint, in half
-precision; ``pwm_core.publish`` makes it. ``eval.py`` and ``record.py`` copy it to ``ckpt/`` if they
-are asked for a run of that name and there is none.
+precision; ``pwm_core.commands.publish`` makes it. ``eval.py`` and ``record.py`` copy it to
+``ckpt/`` if they are asked for a run of that name and there is none.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pwm_core.errors import UserError
 from pwm_core.runs.files import replacing
 
 REQUIRED = ("obs", "action", "reward", "done")
-CONVERT = "python -m pwm_core.convert_recording OLD.pkl NEW.npz"
+CONVERT = "python -m pwm_core.commands.convert_recording OLD.pkl NEW.npz"
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def test_kernels_are_torchs_where_tritons_driver_does_not_load(
 
 
 def test_no_other_backend_imports_triton() -> None:
-    code = "import sys, pwm_core.train; sys.exit('triton' in sys.modules)"
+    code = "import sys, pwm_core.commands.train; sys.exit('triton' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=120)
 
 

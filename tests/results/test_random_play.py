@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pwm_core import cli
+from pwm_core.commands import cli
 from pwm_core.domain import find_domain
 from pwm_core.training.evaluation import standard_error
 from results import random_play

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pwm_core import cli
+from pwm_core.commands import cli
 from results import details, headline, shown
 from results.__main__ import main
 from tests.results.folders import Folders, Page

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pwm_core.eval import record_in_wandb
+from pwm_core.commands.eval import record_in_wandb
 from pwm_core.paths import LOGDIR_VARIABLE, REPOSITORY
 from pwm_core.runs.run_folder import RunFolder
 from tests.commands.test_cli import read_wandb

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from pwm_core import cli
+from pwm_core.commands import cli
+from pwm_core.commands.plot import plot
 from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
 from pwm_core.models.distributions import SymlogTwoHot, symexp
 from pwm_core.paths import LOGDIR_VARIABLE, find_logdir
-from pwm_core.plot import plot
 from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.files import write_text
 from pwm_core.runs.run_folder import RunFolder

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pwm_core import record
-from pwm_core.cli import record_parser
+from pwm_core.commands import record
+from pwm_core.commands.cli import record_parser
+from pwm_core.commands.publish import main, publish
 from pwm_core.errors import UserError
 from pwm_core.models.actor_critic import CRITICS
 from pwm_core.paths import LogDir, find_logdir
-from pwm_core.publish import main, publish
 from pwm_core.runs import pretrained
 from pwm_core.runs.run_folder import RunFolder
 from tests.helpers_envs import counting_domain

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from pwm_core import convert_recording
-from pwm_core.cli import record_parser, train_parser
+from pwm_core.commands import convert_recording
+from pwm_core.commands.cli import record_parser, train_parser
+from pwm_core.commands.convert_recording import read_pickle
+from pwm_core.commands.quickstart import _fill_in
+from pwm_core.commands.record import play, run
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
-from pwm_core.convert_recording import read_pickle
 from pwm_core.errors import UserError
-from pwm_core.quickstart import _fill_in
-from pwm_core.record import play, run
 from pwm_core.runs.recording import Recording, make_recording, read_recording, write_recording
 from pwm_core.runtime import use_tensor_float
 from pwm_core.training.demonstration import load_demonstration

@@ -185,8 +185,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(open_folder: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r}); root = Path({str(tmp_path)!r})\n"
-        "from pwm_core.cli import run_command; from sweep.__main__ import main\n"
-        "import os, pwm_atari.envs, pwm_core.train  # another user may not read the packages\n"
+        "from pwm_core.commands.cli import run_command; from sweep.__main__ import main\n"
+        "import os, pwm_atari.envs, pwm_core.commands.train\n"
+        "# another user may not read the packages, so they are loaded by now\n"
         f"os.environ[{LOGDIR_VARIABLE!r}] = str(root)\n"
         "os.geteuid() or os.seteuid(65534)\n"
         f"run_command(lambda: main([{str(file)!r}, '--local']))\n"

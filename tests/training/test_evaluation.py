@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pwm_core import cli
+from pwm_core.commands import cli
 from pwm_core.config_file import load_config
 from pwm_core.envs import env_seeds
 from pwm_core.paths import find_logdir

@@ -12,7 +12,7 @@ import torch
 
 from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_atari.catch import Catch
-from pwm_core.cli import make_agent
+from pwm_core.commands.cli import make_agent
 from pwm_core.config_file import load_config
 from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.models.networks import ImageCodec

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pwm_core import cli
+from pwm_core.commands import cli
 from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir
 from pwm_core.runs.files import replacing, write_text

@@ -13,7 +13,7 @@ import torch
 
 from pwm_atari.catch import Catch
 from pwm_atari.envs import AtariEnv
-from pwm_core import cli
+from pwm_core.commands import cli
 from pwm_core.config_file import load_config
 from pwm_core.envs import VectorEnv, env_seeds
 from pwm_core.errors import UserError

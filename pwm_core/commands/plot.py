@@ -1,6 +1,6 @@
 """Plot learning curves of runs as a PNG::
 
-    python -m pwm_core.plot ckpt/<run name> [more runs] -o curve.png
+    python -m pwm_core.commands.plot ckpt/<run name> [more runs] -o curve.png
 
 Every panel shows one quantity against agent steps.
 """
@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from pwm_core import cli
+from pwm_core.commands import cli
 from pwm_core.errors import UserError
 
 PANELS = {

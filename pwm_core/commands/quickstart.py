@@ -1,8 +1,8 @@
 """The commands behind ``./train.sh`` and ``./eval.sh``, with the flags of ``train.py`` and
 ``eval.py``::
 
-    python -m pwm_core.quickstart train [DOMAIN] [flags of train.py]
-    python -m pwm_core.quickstart eval [DOMAIN] [flags of eval.py]
+    python -m pwm_core.commands.quickstart train [DOMAIN] [flags of train.py]
+    python -m pwm_core.commands.quickstart eval [DOMAIN] [flags of eval.py]
 
 Training needs no flag at all. The domain, task, config, seed and name that are not given are chosen
 and printed. After training, the agent is evaluated with a video and compared with random play, and
@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pwm_core.cli import eval_parser, read_config, run_command, train_parser
+from pwm_core.commands.cli import eval_parser, read_config, run_command, train_parser
 from pwm_core.domain import Domain, check_task, domain_names, find_domain
 from pwm_core.errors import UserError
 from pwm_core.paths import CONFIG_ROOT, REPOSITORY, LogDir, find_logdir
@@ -60,7 +60,7 @@ def train(argv: Sequence[str]) -> None:
     arguments = train_parser(domain, quick=True, prog=_usage("./train.sh")).parse_args(flags)
     config = _fill_in(domain, arguments)
 
-    from pwm_core.train import run
+    from pwm_core.commands.train import run
 
     run(domain, arguments, config)
     _evaluate_and_draw(domain, arguments, config)
@@ -109,7 +109,7 @@ def _find_run(
     Raises:
         UserError: runs of that task and seed are unfinished, but all have other settings.
     """
-    from pwm_core.train import identity
+    from pwm_core.commands.train import identity
 
     logdir = find_logdir(arguments.logdir)
     about = identity(domain, config, arguments)
@@ -144,8 +144,8 @@ def _started(logdir: LogDir, stem: str) -> list[RunFolder]:
 def _evaluate_and_draw(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
     """Evaluate and film the run, compare it with random play, draw its curves, and print where
     everything is."""
-    from pwm_core import plot
-    from pwm_core.eval import run
+    from pwm_core.commands import plot
+    from pwm_core.commands.eval import run
     from pwm_core.runs.run_folder import RunFolder
     from pwm_core.runs.score_file import last_mean
 
@@ -191,7 +191,7 @@ def evaluate(argv: Sequence[str]) -> None:
     domain = find_domain(word or _domain_of_run(flags) or DOMAIN)
     arguments = eval_parser(domain, prog=_usage("./eval.sh")).parse_args(flags)
 
-    from pwm_core.eval import run
+    from pwm_core.commands.eval import run
 
     run(domain, arguments)
 

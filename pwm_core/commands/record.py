@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pwm_core.cli import read_config
+from pwm_core.commands.cli import read_config
+from pwm_core.commands.trained_run import load_agent, open_run
 from pwm_core.config import Config
 from pwm_core.domain import Domain, check_task
 from pwm_core.envs import VectorEnv
@@ -21,7 +22,6 @@ from pwm_core.runtime import (
     use_precision,
     use_threads,
 )
-from pwm_core.trained_run import load_agent, open_run
 from pwm_core.training.agent import Agent
 from pwm_core.training.evaluation import RandomAgent
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pwm_core.cli import make_agent, overrides
+from pwm_core.commands.cli import make_agent, overrides
 from pwm_core.config import Config
 from pwm_core.config_file import leaves, load_config
 from pwm_core.domain import Domain

@@ -2,7 +2,7 @@
 
 Evaluate what was published before you commit it::
 
-    python -m pwm_core.publish <run name> [more runs]
+    python -m pwm_core.commands.publish <run name> [more runs]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pwm_core import cli
+from pwm_core.commands import cli
 from pwm_core.errors import UserError
 from pwm_core.models.actor_critic import CRITICS
 from pwm_core.runs import pretrained

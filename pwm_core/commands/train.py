@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pwm_core import __version__
-from pwm_core.cli import make_agent
+from pwm_core.commands.cli import make_agent
 from pwm_core.config import Config
 from pwm_core.config_file import dump_config
 from pwm_core.domain import Domain, check_task

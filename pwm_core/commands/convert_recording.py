@@ -1,6 +1,6 @@
 """Convert a trajectory that STORM pickled into an ``.npz`` file, without running code in it::
 
-    python -m pwm_core.convert_recording OLD.pkl NEW.npz
+    python -m pwm_core.commands.convert_recording OLD.pkl NEW.npz
 
 A pickle is a program that may call any function. Here it may call only what is defined below, which
 rebuilds NumPy arrays of numbers from their bytes. Anything else is refused before it runs.
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from pwm_core import cli
+from pwm_core.commands import cli
 from pwm_core.errors import UserError
 from pwm_core.runs.recording import make_recording, write_recording
 

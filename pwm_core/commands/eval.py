@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pwm_core.commands.trained_run import TrainedRun, load_agent, open_run
 from pwm_core.config import Config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
@@ -29,7 +30,6 @@ from pwm_core.runtime import (
     use_threads,
     versions,
 )
-from pwm_core.trained_run import TrainedRun, load_agent, open_run
 from pwm_core.training.episode_videos import SIZE, Episode, film
 from pwm_core.training.evaluation import play, standard_error
 

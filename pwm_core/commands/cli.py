@@ -274,19 +274,19 @@ def run_command(command: Callable[[], None]) -> NoReturn:
 def _train(domain: Domain) -> None:
     arguments = train_parser(domain).parse_args()
     config = read_config(arguments, domain)
-    import_module("pwm_core.train").run(domain, arguments, config)
+    import_module("pwm_core.commands.train").run(domain, arguments, config)
 
 
 def _evaluate(domain: Domain) -> None:
     arguments = eval_parser(domain).parse_args()
-    import_module("pwm_core.eval").run(domain, arguments)
+    import_module("pwm_core.commands.eval").run(domain, arguments)
 
 
 def _record(domain: Domain) -> None:
     arguments = record_parser(domain).parse_args()
     if arguments.checkpoint == "all":
         raise UserError("-checkpoint all is not valid: one checkpoint is recorded")
-    import_module("pwm_core.record").run(domain, arguments)
+    import_module("pwm_core.commands.record").run(domain, arguments)
 
 
 def train_command(domain: Domain) -> NoReturn:
