@@ -1,4 +1,12 @@
 #!/usr/bin/env bash
-# DeepMind Control, 16 tasks x 2 kinds of observation x 5 seeds: scripts/dmc.sh [flags of python -m sweep]
+# DeepMind Control, 16 tasks: scripts/dmc.sh [tiny] [flags of python -m sweep, as --dry-run]
+#
+#   scripts/dmc.sh          the full model, from proprioception and from pixels, 5 seeds
+#   scripts/dmc.sh tiny     the model that one CPU core carries, from proprioception, 3 seeds
 . "$(dirname "${BASH_SOURCE[0]}")/install.sh" requirements.txt
-exec "$python" -m sweep config_files/sweeps/dmc.yaml "$@"
+sweep=dmc
+if [ "${1:-}" = tiny ]; then
+    sweep=dmc_tiny
+    shift
+fi
+exec "$python" -m sweep config_files/sweeps/$sweep.yaml "$@"
