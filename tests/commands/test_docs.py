@@ -21,3 +21,18 @@ def test_the_table_of_the_domains_differences_is_complete() -> None:
         for written, value in zip(found[key], values, strict=True):
             expected = str(value).lower() if isinstance(value, bool) else f"{value}"
             assert written == expected or float(written) == float(value), key
+
+
+def test_every_named_file_exists() -> None:
+    """Pages name files from the repository's root."""
+    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    folders = "pwm_core|pwm_atari|pwm_dmc|config_files|sweep|results|benchmarks|scripts|tests"
+    named = {
+        (page.name, name)
+        for page in pages
+        for name in re.findall(
+            rf"(?<![\w./-])(?:{folders})/[\w./-]+\.(?:py|yaml|sh|png)", page.read_text("utf-8")
+        )
+    }
+    assert len(named) > 50
+    assert [found for found in sorted(named) if not (REPOSITORY / found[1]).is_file()] == []
