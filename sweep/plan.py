@@ -12,7 +12,7 @@ from pwm_core.config_file import find_configs, leaves, load_config
 from pwm_core.domain import Domain
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import REPOSITORY
-from pwm_core.runs.run_folder import EXTENDABLE, RunFolder
+from pwm_core.runs.run_folder import EXTENDABLE, ROUNDING, RunFolder
 from sweep.domains import expand, find_domain
 from sweep.places import Places
 from sweep.run import Run
@@ -159,12 +159,12 @@ def _chosen(runs: list[Run], only: list[str]) -> list[Run]:
 
 def _differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Keys that both have and that differ: a key only one has is another version's. A run may be
-    made longer."""
+    made longer, and may compute its steps in another way."""
     before = leaves(was)
     return [
         f"{key} was {before[key]} and is {value}"
         for key, value in leaves(now).items()
-        if key in before and before[key] != value
+        if key in before and before[key] != value and key not in ROUNDING
         if key not in EXTENDABLE or before[key] > value
     ]
 

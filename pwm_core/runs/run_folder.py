@@ -41,6 +41,9 @@ from pwm_core.runs.files import (
 
 EXTENDABLE = ("JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength")
 """Keys that may be raised when a run continues."""
+ROUNDING = ("BasicSettings.Compile", "BasicSettings.GraphCheck", "Models.WorldModel.Kernels")
+"""Keys that may change when a run continues: the same is computed, up to rounding."""
+DIFFER = "note: the numbers may differ from here on:"
 NAME_BYTES = 200
 """The longest name of a run. A file system allows 255 bytes, and score files add a suffix."""
 
@@ -167,8 +170,8 @@ class RunFolder:
     def differences(self, config: Config, metadata: dict[str, Any], defaults: str) -> list[str]:
         """Why the run cannot continue with these settings: one text per key.
 
-        A larger ``SampleMaxSteps`` is allowed. A larger ``BufferMaxLength`` is also allowed, as
-        long as the replay has not dropped anything.
+        A larger ``SampleMaxSteps`` is allowed, and other values of the keys :data:`ROUNDING`. A
+        larger ``BufferMaxLength`` is allowed as long as the replay has not dropped anything.
         """
         before, now = self.config(defaults).model_dump(), config.model_dump()
         was, trained = self.metadata(), max(self.steps(), default=0)
@@ -178,21 +181,30 @@ class RunFolder:
 
         def allowed(key: str, old: Any, new: Any) -> bool:
             grows = key in EXTENDABLE and new > old
-            return old == new or (grows and (key == EXTENDABLE[0] or trained <= old))
+            same = old == new or key in ROUNDING
+            return same or (grows and (key == EXTENDABLE[0] or trained <= old))
 
         return [
             f"{key} was {old} and is {new}" for key, old, new in pairs if not allowed(key, old, new)
         ]
 
     def extend(self, config: Config, defaults: str) -> None:
-        """Write the config of a run that continues, if the run is longer than before."""
+        """Write the config of a run that continues, and print what has changed in it."""
         before = self.config(defaults)
-        if config != before:
-            total = before.JointTrainAgent.SampleMaxSteps
-            print(
-                f"extending the run from {total} to {config.JointTrainAgent.SampleMaxSteps} steps"
-            )
-            write_text(self._config, dump_config(config))
+        if config == before:
+            return
+        was, total = before.JointTrainAgent.SampleMaxSteps, config.JointTrainAgent.SampleMaxSteps
+        if was != total:
+            print(f"extending the run from {was} to {total} steps")
+        old, new = before.model_dump(), config.model_dump()
+        changed = [
+            f"{key} was {_at(old, key)} and is {_at(new, key)}"
+            for key in ROUNDING
+            if _at(old, key) != _at(new, key)
+        ]
+        if changed:
+            print(f"{DIFFER} {'; '.join(changed)}")
+        write_text(self._config, dump_config(config))
 
     def _discard(self) -> None:
         """Remove the folder of a run that did not start, unless it holds more than the lock."""
@@ -221,7 +233,7 @@ class RunFolder:
             if was.get(key) != metadata[key]
         ]
         if changed:
-            print(f"note: the numbers may differ from here on: {'; '.join(changed)}")
+            print(f"{DIFFER} {'; '.join(changed)}")
 
     def begin(self, config: Config, metadata: dict[str, Any]) -> None:
         """Write the resolved config and the metadata of a new run."""

@@ -208,6 +208,17 @@ def test_other_settings_are_refused_with_all_differences() -> None:
         train_counting("run", "-resume", "-env_name", "other", overrides=QUICK)
 
 
+def test_a_run_may_go_on_with_another_way_to_compute_its_steps(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted()
+    train_counting("run", "-resume", overrides=[*QUICK, "BasicSettings.Compile=graph"])
+    note = "the numbers may differ from here on: BasicSettings.Compile was auto and is graph"
+    assert capsys.readouterr().out.count(note) == 1
+    assert RunFolder.open("run").config(DEFAULTS).BasicSettings.Compile == "graph"
+    assert_same_run(whole, folder("run"))  # on a CPU, graph is off
+
+
 def test_a_finished_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     train_counting("run", overrides=QUICK)
     before = {path: path.read_bytes() for path in folder("run").rglob("*.*")}
