@@ -10,6 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+ROUNDING = ("BasicSettings.Compile", "BasicSettings.GraphCheck", "Models.WorldModel.Kernels")
+"""Keys that change how a step is computed, and its numbers only up to rounding. They may change
+when a run continues, and they do not distinguish runs."""
+
 
 def _parse_shape(value: Any) -> Any:
     """A shape as a tuple; the published files write it as the string "(64, 64, 3)"."""

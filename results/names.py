@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pwm_core.config import ROUNDING
 from pwm_core.config_file import leaves, load_config
 from pwm_core.paths import CONFIG_ROOT
 
@@ -17,7 +18,7 @@ IGNORED = (
     "Task",
     "BasicSettings.Seed",
     "BasicSettings.Threads",
-    "BasicSettings.Compile",
+    *ROUNDING,
     "BasicSettings.ObsType",  # These three are part of the protocol.
     "BasicSettings.Protocol",
     "BasicSettings.FrameSkip",

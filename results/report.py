@@ -134,7 +134,11 @@ class Report:
         names = {findings.names[c]: findings.colours[c] for c in panel.results}
         colours = {label: colour for label in [*ours, *parts] for name, colour in names.items()
                    if label == name or label.startswith(name + details.PART)}  # fmt: skip
-        whole = pd.concat([found, others.melt(["method", "table"], var_name="metric")])
+        published = others.melt(["method", "table"], var_name="metric")
+        # With one seed there are no intervals; pandas must not guess the type of empty columns.
+        filled = [part.dropna(axis="columns", how="all") for part in (found, published)]
+        columns = dict.fromkeys([*found.columns, *published.columns])
+        whole = pd.concat(filled).reindex(columns=list(columns))
         self._csv(f"{panel.key}_aggregates", whole)
         section.blocks.append(details.aggregates_table(found, others, tasks, unit))
         if found.low.notna().any():

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pwm_core.config import Config
+from pwm_core.config import ROUNDING, Config
 from pwm_core.config_file import find_configs, leaves, load_config
 from pwm_core.domain import Domain
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import REPOSITORY
-from pwm_core.runs.run_folder import EXTENDABLE, ROUNDING, RunFolder
+from pwm_core.runs.run_folder import EXTENDABLE, RunFolder
 from sweep.domains import expand, find_domain
 from sweep.places import Places
 from sweep.run import Run

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from pwm_core.config import Config
+from pwm_core.config import ROUNDING, Config
 from pwm_core.config_file import dump_config, leaves, load_config
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import LogDir, find_logdir
@@ -41,8 +41,6 @@ from pwm_core.runs.files import (
 
 EXTENDABLE = ("JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength")
 """Keys that may be raised when a run continues."""
-ROUNDING = ("BasicSettings.Compile", "BasicSettings.GraphCheck", "Models.WorldModel.Kernels")
-"""Keys that may change when a run continues: the same is computed, up to rounding."""
 DIFFER = "note: the numbers may differ from here on:"
 NAME_BYTES = 200
 """The longest name of a run. A file system allows 255 bytes, and score files add a suffix."""
@@ -170,7 +168,7 @@ class RunFolder:
     def differences(self, config: Config, metadata: dict[str, Any], defaults: str) -> list[str]:
         """Why the run cannot continue with these settings: one text per key.
 
-        A larger ``SampleMaxSteps`` is allowed, and other values of the keys :data:`ROUNDING`. A
+        A larger ``SampleMaxSteps`` is allowed, and other values of the keys ``ROUNDING``. A
         larger ``BufferMaxLength`` is allowed as long as the replay has not dropped anything.
         """
         before, now = self.config(defaults).model_dump(), config.model_dump()
