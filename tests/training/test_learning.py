@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pwm_atari.actor_critic import CategoricalPolicy
 from pwm_atari.catch import Catch
@@ -43,12 +45,32 @@ STORM_CATCH = [
     "Models.WorldModel={LR: 1e-3, LatentGain: 10, RepScale: 1e-3, Dropout: 0}",
     "Models.Agent={LR: 3e-4, EntropyCoef: 3e-3, StepWeight: discount}",
 ]
-MINUTES = {"atari_catch.yaml": 8, "STORM_tiny.yaml": 16}
-"""Within which two seeds learn Catch side by side, by config file."""
+PASSES = {"atari_catch.yaml": 5500, "STORM_tiny.yaml": 9900}
+"""Within how many :func:`plain_passes` a seed learns Catch, by config file: half as many again as
+it takes. PaMoRL took 3,660 and 3,670; STORM takes 1.8 times its minutes. A bound in minutes
+would be one for a machine: two cores took 5.3 minutes, two others 10.3."""
 
 
-def train_catch(file: str, seed: int, folder: Path) -> tuple[float, float]:
-    """Train on Catch and evaluate 100 episodes: (share caught before, share caught after).
+def plain_passes(count: int) -> float:
+    """CPU seconds of ``count`` passes, forward and backward, of plain convolutions of the size of
+    the tiny codec's."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise((3, 8, 16, 32, 64)):
+        layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.BatchNorm2d(outputs), nn.SiLU()]
+    for inputs, outputs in itertools.pairwise((64, 32, 16, 8, 3)):
+        layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1), nn.SiLU()]
+    network, images = nn.Sequential(*layers), torch.rand(128, 3, 64, 64)
+    began = time.process_time()
+    for _ in range(count):
+        network(images).square().mean().backward()
+    return time.process_time() - began
+
+
+def train_catch(file: str, seed: int, folder: Path) -> tuple[float, float, float]:
+    """Train on Catch and evaluate 100 episodes.
+
+    Returns:
+        the shares of balls caught before and after, and the training's time in plain passes.
 
     Args:
         file: the config file.
@@ -75,10 +97,12 @@ def train_catch(file: str, seed: int, folder: Path) -> tuple[float, float]:
     def caught() -> float:
         return float(np.mean(np.array(evaluate(agent, Catch(10, seed + 1000), 100)) > 0))
 
-    before = caught()
-    Trainer(config, "catch", env, agent, replay, tracker, run, rng).run()
+    before, trainer = caught(), Trainer(config, "catch", env, agent, replay, tracker, run, rng)
+    reference, began = plain_passes(20), time.process_time()
+    trainer.run()
+    taken = time.process_time() - began
     tracker.close()
-    return before, caught()
+    return before, caught(), taken / (reference + plain_passes(20)) * 40
 
 
 @pytest.mark.parametrize(
@@ -94,17 +118,15 @@ def test_catch_is_learnt_from_pixels(file: str, tmp_path: Path) -> None:
     STORM moves at random at an episode's first step, so it can catch 97 % at most.
     """
     seeds = (1, 2)
-    began = time.monotonic()
     folders = [tmp_path / str(seed) for seed in seeds]
     with multiprocessing.get_context("spawn").Pool(len(seeds)) as pool:
         results = pool.starmap(
             train_catch, [(file, *each) for each in zip(seeds, folders, strict=True)]
         )
-    minutes = (time.monotonic() - began) / 60
-    print(f"caught before and after, per seed: {results}; {minutes:.1f} minutes")
-    assert all(before < 0.4 for before, _ in results)
-    assert all(after >= 0.8 for _, after in results)
-    assert minutes < MINUTES[file]
+    print(f"caught before and after, and time in plain passes, per seed: {results}")
+    assert all(before < 0.4 for before, _, _ in results)
+    assert all(after >= 0.8 for _, after, _ in results)
+    assert all(passes < PASSES[file] for _, _, passes in results)
 
 
 def train_balance(seed: int, folder: Path) -> tuple[float, dict[int, float]]:
