@@ -203,5 +203,5 @@ def test_workers_leave_when_the_parent_is_killed_or_interrupted(signal_number):
         os.killpg(parent.pid, signal.SIGINT)
     else:
         parent.kill()
-    assert parent.communicate(timeout=20) == ("", "")
+    assert parent.communicate(timeout=120) == ("", "")
     assert all_leave(pids)

@@ -220,7 +220,7 @@ def test_workers_leave_when_the_parent_is_killed_or_interrupted(signal_number: i
         os.killpg(parent.pid, signal.SIGINT)  # as Ctrl-C does, to whoever is in the group
     else:
         parent.kill()
-    out, errors = parent.communicate(timeout=20)
+    out, errors = parent.communicate(timeout=120)
     assert (out, errors) == ("closed 1\n" * 2, "")
     assert all_leave(pids)
 
