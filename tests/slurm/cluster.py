@@ -136,6 +136,15 @@ class Cluster:
         assert not check or done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
+    def steps(self) -> set[int]:
+        """The processes that run the steps of jobs on the node."""
+        found = set()
+        for entry in Path("/proc").glob("[0-9]*/comm"):
+            with contextlib.suppress(OSError):  # it has ended
+                if entry.read_text().strip() == "slurmstepd":
+                    found.add(int(entry.parent.name))
+        return found
+
     def stop(self) -> None:
         """Cancel everything and end the daemons."""
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -62,8 +62,10 @@ def test_jobs_that_are_interrupted_go_on_exactly(
     wait_for(lambda: "continuing from step" in sweeps.log("reacher_easy-seed1"), PATIENCE)
     wait_for(lambda: last_step(sweeps.run("reacher_easy-seed1")) > 0, PATIENCE)
     node = ("scontrol", "update", f"nodename={cluster.host}")
+    steps = cluster.steps()
     cluster.ask(*node, "state=down", "reason=test")
-    time.sleep(1)
+    # Slurm holds a job for ever that it launches while the node still has its old steps.
+    wait_for(lambda: not steps & cluster.steps(), PATIENCE)
     cluster.ask(*node, "state=resume", check=False)  # it may have come back by itself
 
     wait_until_over(cluster)
