@@ -72,9 +72,15 @@ class Places:
         return read_json(self.results / f"{run}.json")
 
     def collected(self, run: str) -> bool:
-        """Whether metrics and settings lie beside the scores, or their source is gone."""
-        kept = (self.results / f"{run}{end}" for end in (".metrics.jsonl", ".training.json"))
-        return all(path.is_file() for path in kept) or not self.run(run).is_dir()
+        """Whether this run's metrics and settings lie beside the scores, or their source is gone.
+
+        An earlier run of the same name may have left its own.
+        """
+        settings = self.results / f"{run}.training.json"
+        kept = settings.is_file() and (self.results / f"{run}.metrics.jsonl").is_file()
+        own = read_json(self.run(run) / "run.json").get("tracker_id")
+        same = own == read_json(settings).get("tracker_id")
+        return (kept and same) or not self.run(run).is_dir()
 
     def done(self, run: str, steps: int) -> bool:
         """Whether nothing is left to do, as the results tell."""

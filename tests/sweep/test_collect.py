@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 
 from sweep.collect import downsample
+from sweep.places import Places, write_json
 
 
 def test_metrics_are_averaged_to_fit() -> None:
@@ -26,3 +28,16 @@ def test_metrics_are_averaged_to_fit() -> None:
     widths = [b["step"] - a["step"] for a, b in itertools.pairwise(kept)]
     assert max(widths) - min(widths) <= 1
     assert kept[0]["loss"] == pytest.approx((kept[0]["step"] - 1) / 2)
+
+
+def test_what_an_earlier_run_of_the_name_left_is_not_this_runs(tmp_path: Path) -> None:
+    places = Places(tmp_path / "ckpt", tmp_path / "eval_result")
+    folder = places.run("run")
+    folder.mkdir(parents=True)
+    places.results.mkdir()
+    write_json(folder / "run.json", {"tracker_id": "new"})
+    (places.results / "run.metrics.jsonl").write_text("")
+    settings = places.results / "run.training.json"
+    for tracker, collected in (("old", False), ("new", True)):
+        write_json(settings, {"tracker_id": tracker})
+        assert places.collected("run") == collected
