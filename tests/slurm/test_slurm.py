@@ -66,7 +66,7 @@ def test_jobs_that_are_interrupted_go_on_exactly(
     cluster.ask(*node, "state=down", "reason=test")
     # Slurm holds a job for ever that it launches while the node still has its old steps.
     wait_for(lambda: not steps & cluster.steps(), PATIENCE)
-    cluster.ask(*node, "state=resume", check=False)  # it may have come back by itself
+    cluster.ask(*node, "state=resume", check=False)
 
     wait_until_over(cluster)
     assert "4 done" in sweeps.sweep(games, "--status")
