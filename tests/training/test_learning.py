@@ -129,16 +129,16 @@ def test_catch_is_learnt_from_pixels(file: str, tmp_path: Path) -> None:
     assert all(passes < PASSES[file] for _, _, passes in results)
 
 
-def train_balance(seed: int, folder: Path) -> tuple[float, dict[int, float]]:
-    """Train on cartpole_balance.
+def train_balance(seed: int, folder: Path) -> tuple[float, float]:
+    """Train on cartpole_balance for 4,000 agent steps.
 
     Returns:
-        the mean return of 10 episodes of a random policy, and that of each checkpoint by its step.
+        the mean return of 10 episodes of a random policy, and of the trained one.
     """
     flags = ["-n", "balance", "-env_name", "cartpole_balance", "-seed", str(seed)]
     flags += ["-config_path", "config_files/dmc_tiny.yaml", "-device", "cpu", "-logger", "none"]
     flags += ["-logdir", str(folder)]
-    train(DMC, [*flags, "-set", "JointTrainAgent.SaveEverySteps=4000"])
+    train(DMC, [*flags, "-set", "JointTrainAgent={SampleMaxSteps: 4000, SaveEverySteps: 4000}"])
     run = RunFolder.open("balance", LogDir(folder))
     config = run.config(DMC.defaults)
     env = DMC.make_env(config, "cartpole_balance", 10, seed + 1000)
@@ -149,25 +149,21 @@ def train_balance(seed: int, folder: Path) -> tuple[float, dict[int, float]]:
         while not finished:
             finished = env.step(env.random_actions(rng)).finished
         random = float(np.mean([episode.episode_return for episode in finished]))
-        agent, trained = make_agent(DMC, config, env, "cpu"), {}
-        for step in run.steps():
-            agent.load_weights(run.load_weights(step, torch.device("cpu")))
-            trained[step] = float(np.mean(evaluate(agent, env, 10)))
-        return random, trained
+        agent = make_agent(DMC, config, env, "cpu")
+        agent.load_weights(run.load_weights(4000, torch.device("cpu")))
+        return random, float(np.mean(evaluate(agent, env, 10)))
     finally:
         env.close()
 
 
 @pytest.mark.slow
 def test_balancing_is_learnt_from_proprioception(tmp_path: Path) -> None:
-    """The return beats random play (269 of 1000) after about three minutes on one idle core.
+    """The return beats random play (269 of 1000) and the best of blind noise (487).
 
-    At the end it also beats doing nothing (736, because the pole begins upright) and the best of
-    blind noise (487). A run of this seed returned 659 after 4000 steps and 950 after 8000.
+    A run of this seed returned 659 after 4000 steps. The whole curves are in ``eval_result``.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         random, trained = pool.apply(train_balance, (1, tmp_path))
-    print(f"cartpole_balance: {random:.0f} at random, trained {trained}")
+    print(f"cartpole_balance: {random:.0f} at random, {trained:.0f} trained")
     assert random < 340
-    assert trained[4000] > 380
-    assert trained[8000] > 800
+    assert trained > 520
