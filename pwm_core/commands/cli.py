@@ -211,6 +211,28 @@ def record_parser(domain: Domain, *, prog: str | None = None) -> Parser:
     return parser
 
 
+def examine_parser() -> Parser:
+    """The flags of examining a run, whose domain is not known yet."""
+    parser = Parser(description="Examine a run: its world model, its critic and its policy.")
+    parser.add_argument("name", metavar="NAME", help="name of the run, or of a published agent")
+    parser.add_argument("-checkpoint", default="last", help="last (default) or a step")
+    counts = {
+        "-steps": (2000, "steps to play"),
+        "-given": (16, "real steps before each prediction"),
+        "-samples": (8, "predictions that are averaged"),
+    }
+    for flag, (default, told) in counts.items():
+        parser.add_argument(
+            flag, type=_count, default=default, metavar="N", help=f"{told} (default: {default})"
+        )
+    parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:N or auto (the default)")
+    parser.add_argument("-logdir", type=_path, default=None, metavar="DIR", help="as for train.py")
+    parser.add_argument(
+        "-o", dest="output", type=_path, default=None, metavar="FILE", help="write all as JSON"
+    )
+    return parser
+
+
 def overrides(arguments: argparse.Namespace, domain: Domain) -> list[str]:
     """All ``Section.Key=value`` that the flags stand for. Later ones override earlier ones."""
     seed = [] if arguments.seed is None else [f"BasicSettings.Seed={arguments.seed}"]
