@@ -130,7 +130,7 @@ def test_catch_is_learnt_from_pixels(file: str, tmp_path: Path) -> None:
 
 
 def train_balance(seed: int, folder: Path) -> tuple[float, float]:
-    """Train on cartpole_balance for 4,000 agent steps.
+    """Train on cartpole_balance, as ``./train.sh`` does on a CPU.
 
     Returns:
         the mean return of 10 episodes of a random policy, and of the trained one.
@@ -138,7 +138,7 @@ def train_balance(seed: int, folder: Path) -> tuple[float, float]:
     flags = ["-n", "balance", "-env_name", "cartpole_balance", "-seed", str(seed)]
     flags += ["-config_path", "config_files/dmc_tiny.yaml", "-device", "cpu", "-logger", "none"]
     flags += ["-logdir", str(folder)]
-    train(DMC, [*flags, "-set", "JointTrainAgent={SampleMaxSteps: 4000, SaveEverySteps: 4000}"])
+    train(DMC, flags)
     run = RunFolder.open("balance", LogDir(folder))
     config = run.config(DMC.defaults)
     env = DMC.make_env(config, "cartpole_balance", 10, seed + 1000)
