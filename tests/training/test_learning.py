@@ -160,10 +160,10 @@ def train_balance(seed: int, folder: Path) -> tuple[float, float]:
 def test_balancing_is_learnt_from_proprioception(tmp_path: Path) -> None:
     """The return beats random play (269 of 1000) and the best of blind noise (487).
 
-    A run of this seed returned 659 after 4000 steps. The whole curves are in ``eval_result``.
+    Runs of this seed returned 659 and 636 on two machines. The whole curves are in ``eval_result``.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         random, trained = pool.apply(train_balance, (1, tmp_path))
     print(f"cartpole_balance: {random:.0f} at random, {trained:.0f} trained")
     assert random < 340
-    assert trained > 520
+    assert trained > 487
