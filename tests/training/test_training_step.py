@@ -12,6 +12,7 @@ import torch._inductor.config
 from torch import Tensor
 
 from pwm_core.models.imagination import evaluate, imagine, imagined_step
+from pwm_core.models.sequence_models import SEQUENCE_MODELS
 from pwm_core.models.types import Metrics
 from pwm_core.training import replay_buffer
 from pwm_core.training.agent import Agent
@@ -118,9 +119,10 @@ def test_a_step_never_asks_the_device(discrete: bool, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("discrete", [True, False])
-def test_imagination_is_compiled_once_and_in_one_piece(discrete: bool) -> None:
+@pytest.mark.parametrize("model", sorted(SEQUENCE_MODELS))
+def test_imagination_is_compiled_once_and_in_one_piece(model: str, discrete: bool) -> None:
     """However many steps it has. torch traces it, and the graphs run as they are."""
-    config = load_small(*SIZES)
+    config = load_small(*SIZES, f"Models.WorldModel.SequenceModel={model}")
     agent = make_agent(config, discrete=discrete)
     graphs = []
 
@@ -136,10 +138,10 @@ def test_imagination_is_compiled_once_and_in_one_piece(discrete: bool) -> None:
     world_model = agent.world_model.eval()
     context = compiled(world_model.context)(batch, LENGTH)
     assert len(graphs) == 1
-    step = compiled(imagined_step)
     for horizon in (2, 5):
+        torch._dynamo.reset()
         graphs.clear()
-        options = {"step": step, "evaluate": compiled(evaluate)}
+        options = {"step": compiled(imagined_step), "evaluate": compiled(evaluate)}
         found = imagine(world_model, agent.actor_critic, context, horizon, 0.99, **options)
         assert found.reward.shape == (len(context.begins), horizon)
         assert len(graphs) == 2  # a step, and what is evaluated after all of them

@@ -153,6 +153,9 @@ class AttentionState:
 class ImaginationState:
     """A cache of keys and values: of the steps before N starts, and of the steps imagined since.
 
+    It has room for all of them from the start, and a mask hides the room that is still free. So a
+    step has the same shapes however many steps there are, and is compiled once.
+
     Args:
         model: computes the keys and values.
         inputs: (N, C, D) outputs of the input layer at the last C steps up to each start.
@@ -161,8 +164,8 @@ class ImaginationState:
     """
 
     def __init__(self, model: Attention, inputs: Tensor, held: Tensor, horizon: int) -> None:
-        self._length = inputs.shape[1]  # steps in the cache
-        self._held = F.pad(held, (0, horizon), value=True)  # (N, C + H)
+        self._place = torch.full((1,), inputs.shape[1], device=inputs.device)  # of the next step
+        self._held = F.pad(held, (0, horizon), value=False)  # (N, C + H) what the next step sees
         self._count = held.sum(1)  # (N,) steps that the next one sees
         self._caches: list[tuple[Tensor, Tensor]] = []  # keys and values of each block
         mask = visible(held)
@@ -179,14 +182,13 @@ class ImaginationState:
         position = model.position(self._count)
         x = model.norm(u + position).unsqueeze(1)
         self._count = self._count + 1
-        self._length += 1
-        mask = self._held[:, None, : self._length]
+        self._held.index_fill_(1, self._place, True)
         for block, (keys, values) in zip(model.blocks, self._caches, strict=True):
             query, key, value = block.project(x)
-            keys[:, :, self._length - 1] = key.squeeze(2)
-            values[:, :, self._length - 1] = value.squeeze(2)
-            seen = keys[:, :, : self._length], values[:, :, : self._length]
-            x = block.attend(x, query, *seen, mask)
+            keys.index_copy_(2, self._place, key)
+            values.index_copy_(2, self._place, value)
+            x = block.attend(x, query, keys, values, self._held.unsqueeze(1))
+        self._place = self._place + 1
         return x.squeeze(1)
 
 
