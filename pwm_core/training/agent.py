@@ -73,6 +73,7 @@ class Agent:
     Attributes:
         optimizers: by the names ``WorldModel`` and ``ActorCritic``.
         uses_cuda_graph: whether updates and acting run as CUDA graphs.
+        compiles: whether losses and imagination are compiled, at the first update of each.
     """
 
     def __init__(
@@ -101,7 +102,8 @@ class Agent:
         mode = compile_mode(config.BasicSettings.Compile, device)
         self.uses_cuda_graph = "graph" in mode and device.type == "cuda"
         self._captured: list[CapturedUpdate] = []
-        compiled = _compiler(device) if mode.startswith("compile") else _as_is
+        self.compiles = mode.startswith("compile")
+        compiled = _compiler(device) if self.compiles else _as_is
         self._compiled = compiled  # for subclasses
         self._world_model_loss = compiled(self.world_model.loss)
         self._context = compiled(self.world_model.context)

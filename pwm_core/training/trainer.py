@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,8 @@ class Trainer:
             # The fast warm-up steps have a bar of their own, so that they do not spoil the
             # estimate of the time left.
             self._run_to(self.settings.BufferWarmUp, "warm-up")
+            if self.agent.compiles:
+                self._compile()
             self._run_to(self.settings.SampleMaxSteps, "training")
             self.checkpointer.finish(self._log_rest)
 
@@ -85,6 +88,25 @@ class Trainer:
                 self._step()
                 bar.set_postfix_str(progress.last_return, refresh=False)
                 bar.update(self.env.num_envs)
+
+    def _compile(self) -> None:
+        """Take the steps up to the first actor-critic update, and say what takes so long.
+
+        They compile what a training step runs, before the bar begins, whose estimate of the time
+        left they would spoil.
+        """
+        progress, due = self.progress, self.progress.step + self.settings.TrainAgentEverySteps
+        if progress.step >= self.settings.SampleMaxSteps:
+            return
+        print(
+            "compiling the training step: minutes the first time on a machine, then less, because "
+            "torch keeps the kernels",
+            flush=True,
+        )
+        began = time.monotonic()
+        while progress.step < min(due, self.settings.SampleMaxSteps):
+            self._step()
+        print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
 
     def _step(self) -> None:
         """One agent step in every environment, and the updates that are due after it.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir
 from pwm_core.runs.files import replacing, write_text
 from pwm_core.runs.run_folder import RunFolder
+from pwm_core.training import agent
 from tests.helpers_counting import Run, train
 from tests.helpers_envs import (
     DEFAULTS,
@@ -189,6 +192,24 @@ def test_checkpoints(num_envs: int, every: int, expected: list[int]) -> None:
     left = {p.name for p in run.folder.path.rglob("*") if p.suffix != ".pt"}
     point = {"resume", "replay", f"{expected[-1]:09d}.json"}
     assert left == {"checkpoints", "config.yaml", "run.json", "metrics.jsonl"} | point
+
+
+def test_compiling_is_told_and_not_part_of_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bar begins after the first update of each kind. torch traces, and runs what it traced."""
+    traced = partial(torch.compile, backend="eager", dynamic=False)
+    monkeypatch.setattr(agent, "_compiler", lambda device: traced)
+    domain, settings = counting_domain((7,))[0], ["-set", "JointTrainAgent.TrainAgentEverySteps=2"]
+    texts = []
+    for name, mode, initial, notes in (("a", "off", 24, 0), ("b", "compile", 26, 1)):
+        train_on(domain, name, *settings, "-set", f"BasicSettings.Compile={mode}")
+        texts.append((find_logdir().runs / name / "metrics.jsonl").read_text())
+        said = capsys.readouterr()
+        assert re.search(r"training:.*?(\d+)/60", said.err)[1] == str(initial)
+        assert said.out.count("compiling the training step") == notes
+        assert len(re.findall(r"^compiled in \d+ s$", said.out, re.MULTILINE)) == notes
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("imagined", [1, 2, 3])
