@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from pwm_core.commands import cli
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.domain import Domain
+from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
 from pwm_core.runs.writer import Writer
@@ -27,9 +30,22 @@ from tests.helpers_envs import (
     CountingEnv,
     counting_domain,
 )
-from tests.helpers_runs import evaluate_run, rows_of
+from tests.helpers_runs import (
+    CrashError,
+    crash_at,
+    evaluate_run,
+    folder,
+    rows_of,
+    train_counting,
+)
 
 CPU = torch.device("cpu")
+QUICK = ("JointTrainAgent={BufferWarmUp: 37, SampleMaxSteps: 45, SaveEverySteps: 20}",)
+"""Points at 20 and 40, three updates before the second and five after."""
+LONG = (
+    "JointTrainAgent={BufferWarmUp: 24, SampleMaxSteps: 45, SaveEverySteps: 10, LogEverySteps: 1}",
+)
+"""Points at 10, 20, 30 and 40, and a line of metrics at every step."""
 
 
 @dataclass
@@ -65,18 +81,40 @@ def train(
     rng = seed_everything(seed)
     env = domain.make_env(config, "count", len(lengths), seed)
     agent = cli.make_agent(domain, config, env, "cpu")
-    folder = RunFolder("run")
-    folder.begin(config, {})
+    run = RunFolder("run")
+    run.begin(config, {})
     capacity = config.JointTrainAgent.BufferMaxLength
     replay = ReplayBuffer(domain.transition(config, env), len(lengths), capacity, CPU)
     writer = Writer(background=background)
-    tracker = Tracker(JsonLines(folder.metrics), folder.videos, [], writer)
-    trainer = Trainer(config, "count", env, agent, replay, tracker, folder, rng)
+    tracker = Tracker(JsonLines(run.metrics), run.videos, [], writer)
+    trainer = Trainer(config, "count", env, agent, replay, tracker, run, rng)
     trainer.run()
     tracker.close()
-    return Run(config, trainer, env, replay, agent, folder)
+    return Run(config, trainer, env, replay, agent, run)
 
 
 def score(domain: Domain, name: str, *argv: str) -> list[list[float]]:
     """``eval.py`` in this process; the rows of the CSV as numbers."""
     return rows_of(evaluate_run(domain, ["-n", name, "-device", "cpu", *argv]))[1]
+
+
+def damage(path: Path, how: str) -> None:
+    """Remove, cut or empty a file (``gone``, ``cut``, ``empty``), or else change one bit of it."""
+    content = bytearray(path.read_bytes())
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+
+
+def interrupted() -> Path:
+    """A run with the points 20 and 40 that ended at step 43."""
+    with pytest.raises(CrashError):
+        train_counting("run", overrides=QUICK, hook=crash_at(43))
+    assert ResumePoints(folder("run")).steps() == [20, 40]
+    return folder("run")

@@ -17,12 +17,11 @@ import pytest
 import torch
 
 from pwm_core.errors import UserError
-from pwm_core.paths import LOGDIR_VARIABLE
-from pwm_core.runs.checkpoint import ResumePoints, _digest
-from pwm_core.runs.files import sha256, write_text
+from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runtime import random_state, set_random_state
-from tests.helpers_envs import DEFAULTS, counting_domain
+from tests.helpers_counting import QUICK, damage, interrupted
+from tests.helpers_envs import DEFAULTS
 from tests.helpers_runs import (
     PONG,
     CrashError,
@@ -31,7 +30,6 @@ from tests.helpers_runs import (
     atari,
     crash_at,
     dmc,
-    evaluate_run,
     folder,
     last_step,
     records,
@@ -42,20 +40,8 @@ from tests.helpers_runs import (
 
 pytestmark = pytest.mark.usefixtures("logdir")
 
-QUICK = ("JointTrainAgent={BufferWarmUp: 37, SampleMaxSteps: 45, SaveEverySteps: 20}",)
-"""Points at 20 and 40, three updates before the second and five after."""
 
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of :data:`QUICK` that nothing interrupted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(LOGDIR_VARIABLE, str(tmp_path_factory.mktemp("whole")))
-        train_counting("whole", overrides=QUICK)
-        return folder("whole")
-
-
-# ------------------------------------------------------------------------------------------ exact
+# -------------------------------------------------------------------------------------------- exact
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "one, wrapping, lines across points": {
@@ -172,7 +158,7 @@ def test_chunks_that_the_ring_has_dropped_are_removed() -> None:
     assert held == [f"{first:09d}-{first + 5:09d}.pt" for first in range(30, 50, 5)]
 
 
-# -------------------------------------------------------------------------------- begin, refuse
+# ------------------------------------------------------------------------------------ begin, refuse
 
 
 def test_resume_begins_where_there_is_nothing(
@@ -262,7 +248,7 @@ def test_keep_is_a_count(value: str) -> None:
         train_counting("run", "-keep", value)
 
 
-# ----------------------------------------------------------------------------------------- extend
+# ------------------------------------------------------------------------------------------- extend
 
 LONGER = (*QUICK, "JointTrainAgent.SampleMaxSteps=55")
 
@@ -353,149 +339,7 @@ def test_metrics_that_were_lost_are_reported(
     assert steps[-1] == 45
 
 
-# ----------------------------------------------------------------------------------------- damage
-
-
-def damage(path: Path, how: str) -> None:
-    content = bytearray(path.read_bytes())
-    if how == "gone":
-        path.unlink()
-    elif how == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    elif how == "empty":
-        path.write_bytes(b"")
-    else:
-        content[len(content) // 2] ^= 4
-        path.write_bytes(content)
-
-
-def interrupted() -> Path:
-    """A run with the points 20 and 40 that ended at step 43."""
-    with pytest.raises(CrashError):
-        train_counting("run", overrides=QUICK, hook=crash_at(43))
-    assert ResumePoints(folder("run")).steps() == [20, 40]
-    return folder("run")
-
-
-OF_POINT = {
-    "state": "resume/{0:09d}.pt",
-    "manifest": "resume/{0:09d}.json",
-    "weights": "checkpoints/{0:09d}.pt",
-}
-
-
-@pytest.mark.parametrize("how", ["cut", "flip", "gone"])
-@pytest.mark.parametrize("what", ["state", "weights", "chunk", "manifest"])
-def test_the_point_before_serves(
-    what: str, how: str, whole: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = interrupted() / {**OF_POINT, "chunk": "replay/000000020-000000040.pt"}[what].format(40)
-    damage(path, how)
-    train_counting("run", "-resume", overrides=QUICK)
-    said = capsys.readouterr().out
-    assert "continuing from step 20:" in said
-    if (what, how) != ("manifest", "gone"):  # then no trace of that point is left
-        assert "warning: the checkpoint of step 40 is passed over: " in said
-        assert path.name in said
-    assert_same_run(whole, folder("run"))
-
-
-@pytest.mark.parametrize("what", [*OF_POINT, "chunk"])
-def test_nothing_whole_is_one_line(what: str) -> None:
-    """A chunk that both points share is enough."""
-    run = interrupted()
-    names = [OF_POINT[what].format(step) for step in (20, 40)] if what in OF_POINT else []
-    for name in names or ["replay/000000000-000000020.pt"]:
-        damage(run / name, "flip")
-    before = {path: path.read_bytes() for path in run.rglob("*.*")}
-    with pytest.raises(
-        UserError, match="there is no undamaged checkpoint to continue from"
-    ) as raised:
-        train_counting("run", "-resume", overrides=QUICK)
-    assert "\n" not in str(raised.value)
-    assert "damaged" in str(raised.value)
-    assert {path: path.read_bytes() for path in run.rglob("*.*")} == before
-
-
-def test_a_run_that_lost_its_points_does_not_begin_over_what_is_left() -> None:
-    run = interrupted()
-    for path in run.glob("resume/*.json"):
-        path.unlink()
-    metrics = (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"got to step 40, but .* holds nothing to continue from"):
-        train_counting("run", "-resume", overrides=QUICK)
-    assert (run / "metrics.jsonl").read_bytes() == metrics
-
-
-class Code:
-    """Unpickled, it would make a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return (os.mkdir, (str(self.path),))
-
-
-def rewrite_manifest(run: Path, step: int) -> None:
-    """Make every checksum right again, as an attacker would."""
-    path = run / "resume" / f"{step:09d}.json"
-    point = json.loads(path.read_text())["point"]
-    point["files"] = {name: sha256(run / name) for name in point["files"]}
-    point["chunks"] = [
-        [first, last, sha256(run / f"replay/{first:09d}-{last:09d}.pt")]
-        for first, last, _ in point["chunks"]
-    ]
-    write_text(path, json.dumps({"point": point, "sha256": _digest(point)}))
-
-
-@pytest.mark.parametrize("what", ["state", "weights", "chunk"])
-def test_code_in_a_checkpoint_does_not_run(what: str, tmp_path: Path) -> None:
-    run, marker = interrupted(), tmp_path / "marker"
-    path = run / {**OF_POINT, "chunk": "replay/000000020-000000040.pt"}[what].format(40)
-    torch.save({"step": Code(marker)}, path)
-    rewrite_manifest(run, 40)
-    with pytest.raises(UserError, match=r"is no checkpoint.*nothing in it was executed") as raised:
-        train_counting("run", "-resume", overrides=QUICK)
-    assert "weights_only" not in str(raised.value)
-    assert "load" not in str(raised.value), "no word on how to load it all the same"
-    if what == "weights":
-        with pytest.raises(UserError, match="cannot be read"):
-            evaluate_run(counting_domain((7,))[0], ["-n", "run", "-device", "cpu"])
-    assert not marker.exists()
-    with pytest.raises(FileExistsError):  # the bait would have worked
-        (torch.load(path, weights_only=False), torch.load(path, weights_only=False))
-    assert marker.exists()
-
-
-@pytest.mark.parametrize("key", ["acting", "updaters", "env", "random", "metrics_file", "obs"])
-def test_a_point_of_another_version_is_one_line(key: str) -> None:
-    run = interrupted()
-    path = run / "resume" / "000000040.pt"
-    state = torch.load(path, weights_only=True)
-    del state[key]
-    torch.save(state, path)
-    rewrite_manifest(run, 40)
-    with pytest.raises(UserError, match=f"another version of this code .*{key}.*run.json"):
-        train_counting("run", "-resume", overrides=QUICK)
-
-
-def test_episodes_that_cannot_be_played_again_are_closed(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """As after an update of the simulator: said, and the run goes on."""
-    run = interrupted()
-    path = run / "resume" / "000000040.pt"
-    state = torch.load(path, weights_only=True)
-    state["obs"] += 1
-    torch.save(state, path)
-    rewrite_manifest(run, 40)
-    train_counting("run", "-resume", overrides=QUICK)
-    assert "could not be replayed" in capsys.readouterr().out
-    assert RunFolder("run").steps()[-1] == 45
-
-
-# ----------------------------------------------------------------------------- real runs, killed
+# -------------------------------------------------------------------------------- real runs, killed
 
 
 def killed_five_times(tree: RunTree, domain: str, argv: list[str], first: int, last: int) -> None:
