@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from pwm_core.commands import cli
+from pwm_core.commands.plot import read_metrics
 from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir
@@ -99,6 +100,21 @@ def read_outcomes(folder: Path, runs: Path, suffix: str, problems: list[str]) ->
     begun = {path.parent.name for path in runs.glob(f"*-{suffix}-seed*/run.json")}
     problems += [f"{run}: left out: it has no scores" for run in sorted(begun - scored)]
     return sorted(found, key=lambda one: (one.variant, one.task, one.seed))
+
+
+def only_tasks(outcomes: list[Outcome], tasks: list[str] | None) -> list[Outcome]:
+    """The outcomes on ``tasks``; None stands for all.
+
+    Raises:
+        UserError: one of the tasks has no run.
+    """
+    if tasks is None:
+        return outcomes
+    known = sorted({one.task for one in outcomes})
+    for task in tasks:
+        if task not in known:
+            raise UserError(f"--tasks: no run of {task} has finished; there are {', '.join(known)}")
+    return [one for one in outcomes if one.task in tasks]
 
 
 def check_equal_lengths(outcomes: list[Outcome]) -> None:
@@ -187,6 +203,44 @@ def read_curves(
     return {task: dict(variants) for task, variants in sorted(found.items())}
 
 
+LAST = 0.2
+"""The share of a run, at its end, over which :func:`last_metrics` averages."""
+
+
+def last_metrics(
+    scores: Path, runs: Path, outcomes: list[Outcome], problems: list[str]
+) -> pd.DataFrame:
+    """How losses and the policy stand at the end of training.
+
+    Returns:
+        a row per task, variant and metric: the mean over the seeds of each run's mean over its last
+        fifth, the standard deviation over the seeds (divisor n), and the number of seeds.
+    """
+    rows = []
+    for one in outcomes:
+        path = runs / one.run / "metrics.jsonl"
+        if not path.exists():
+            path = scores / f"{one.run}.metrics.jsonl"
+        records = read_metrics(path, problems) if path.exists() else []
+        first = (1 - LAST) * max((record["step"] for record in records), default=0)
+        for record in records:
+            values = {
+                k: v for k, v in record.items() if k.startswith(("WorldModel/", "ActorCritic/"))
+            }
+            if record["step"] > first and values:
+                rows.append({"task": one.task, "variant": one.variant, "seed": one.seed, **values})
+    if not rows:
+        return pd.DataFrame()
+    keys = ["task", "variant"]
+    seeds = pd.DataFrame(rows).groupby([*keys, "seed"]).mean().stack().rename("value")
+    seeds.index.names = [*keys, "seed", "metric"]
+    groups = seeds.groupby(level=[*keys, "metric"])
+    found = pd.DataFrame(
+        {"mean": groups.mean(), "std": groups.std(ddof=0), "seeds": groups.count()}
+    )
+    return found.reset_index().sort_values(["task", "metric", "variant"])
+
+
 NOTE = """\
 Final scores, normalised to [0, 1] by the returns that a task allows; in brackets the 95 %
 stratified-bootstrap interval. The last columns compare a variant with the default on the tasks
@@ -229,6 +283,7 @@ def _arguments() -> cli.argparse.Namespace:
     parser = cli.Parser(prog="python -m results.study", description=(__doc__ or "").split("::")[0])
     parser.add_argument("suffix", help="suffix of the sweep, which ends the names of its runs")
     parser.add_argument("--default", default="default", help="variant to compare with (default)")
+    parser.add_argument("--tasks", type=lambda text: text.split(","), help="A,B: of these only")
     parser.add_argument("--scores", type=Path, default=find_logdir().scores)
     parser.add_argument("--runs", type=Path, default=find_logdir().runs)
     parser.add_argument("-o", "--output", type=Path, default=None, help="<scores>/study_<suffix>")
@@ -252,13 +307,15 @@ def main() -> None:
         raise UserError(f"{error.name} is not installed: pip install -r {needed}") from None
     problems: list[str] = []
     outcomes = read_outcomes(arguments.scores, arguments.runs, arguments.suffix, problems)
+    outcomes = only_tasks(outcomes, arguments.tasks)
     variants = order(outcomes, arguments.default)
     check_equal_lengths(outcomes)
     made = tables(outcomes, variants, arguments.reps, problems)
     curves = read_curves(arguments.scores, arguments.runs, outcomes, problems)
     output = arguments.output or arguments.scores / f"study_{arguments.suffix}"
     output.mkdir(parents=True, exist_ok=True)
-    for name, frame in {**made, "curves": curve_table(curves)}.items():
+    metrics = last_metrics(arguments.scores, arguments.runs, outcomes, problems)
+    for name, frame in {**made, "curves": curve_table(curves), "metrics": metrics}.items():
         frame.to_csv(output / f"{name}.csv", index=False, float_format="%.6g")
     write_markdown(made, variants, output / "study.md")
     save(draw_scores(made, variants), output / "scores")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,16 @@ import pytest
 from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
 from pwm_core.paths import REPOSITORY
-from results.study import check_equal_lengths, normalise, order, read_outcomes, tables, variant_of
+from results.study import (
+    check_equal_lengths,
+    last_metrics,
+    normalise,
+    only_tasks,
+    order,
+    read_outcomes,
+    tables,
+    variant_of,
+)
 from tests.results.folders import Folders
 
 VARIANTS = ["default", "gru", "rms_norm"]
@@ -113,6 +123,32 @@ def test_what_is_not_of_the_study_is_left_out_or_named(study: Folders) -> None:
         check_equal_lengths(outcomes)
 
 
+def test_some_tasks_only(study: Folders) -> None:
+    outcomes = read_outcomes(study.scores, study.runs, "abl", [])
+    assert {one.task for one in only_tasks(outcomes, ["Catch"])} == {"Catch"}
+    assert len(only_tasks(outcomes, ["Catch", "reacher_easy"])) == 6 + 9
+    assert only_tasks(outcomes, None) == outcomes
+
+
+def test_metrics_of_the_last_fifth_are_averaged_over_steps_then_seeds(study: Folders) -> None:
+    """Of the run's folder where there is one, else beside the scores."""
+    outcomes = only_tasks(read_outcomes(study.scores, study.runs, "abl", []), ["Catch"])
+    kl = "WorldModel/real_kl"
+    for seed, values in ((1, (9, 8, 1, 3)), (2, (7, 7, 4, 4)), (3, (5, 5, 9, 9))):
+        lines = [{"step": step, kl: v} for step, v in zip((40, 80, 90, 100), values, strict=True)]
+        text = "".join(f"{json.dumps(line)}\n" for line in [*lines, {"step": 100, "Rollout/x": 1}])
+        name = f"Catch-gru-abl-seed{seed}"
+        folder = study.runs / name
+        path = folder / "metrics.jsonl" if seed < 3 else study.scores / f"{name}.metrics.jsonl"
+        (study.runs / name / "metrics.jsonl").unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    found = last_metrics(study.scores, study.runs, outcomes, [])
+    row = found[(found["variant"] == "gru") & (found["metric"] == kl)].iloc[0]
+    assert list(row[["task", "mean", "seeds"]]) == ["Catch", 5.0, 3]  # of 2, 4 and 9
+    assert row["std"] == pytest.approx((26 / 3) ** 0.5)
+
+
 def command(folders: Folders, *flags: str) -> subprocess.CompletedProcess[str]:
     given = ["--scores", str(folders.scores), "--runs", str(folders.runs), "--reps", "100"]
     return subprocess.run(
@@ -127,7 +163,7 @@ def test_the_command_writes_tables_and_figures(study: Folders) -> None:
     output = Path(done.stdout.split(": ")[1].strip())
     assert output == study.scores / "study_abl"
     names = {path.name for path in output.iterdir()}
-    tables = {f"{name}.csv" for name in (*TABLES, "curves")}
+    tables = {f"{name}.csv" for name in (*TABLES, "curves", "metrics")}
     figures = {f"{name}.{kind}" for name in ("scores", "curves") for kind in ("png", "pdf")}
     assert names == tables | figures | {"study.md"}
     text = (output / "study.md").read_text()
@@ -145,6 +181,7 @@ def test_the_command_writes_tables_and_figures(study: Folders) -> None:
     [
         (["nothing"], "error: no run of that study has finished"),
         (["abl", "--default", "lstm"], "there is no run of the variant lstm; there are default"),
+        (["abl", "--tasks", "Catch,Pong"], "no run of Pong has finished; there are Catch, cart"),
         (["abl", "--reps", "3"], "--reps 3 is not valid"),
         (["abl", "--scores", "/nowhere"], "there is no folder /nowhere"),
     ],
