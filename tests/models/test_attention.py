@@ -113,9 +113,16 @@ def test_acting_beyond_its_window_is_the_parallel_pass_over_the_window() -> None
         torch.testing.assert_close(stepped, expected[:, -1], **EXACT)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @torch.no_grad()
-def test_imagination_starts_from_the_last_steps_of_its_window() -> None:
-    """A start further into its episode sees what an agent sees that met the window alone."""
+def test_imagination_starts_from_the_last_steps_of_its_window(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start further into its episode sees what an agent sees that met the window alone.
+
+    So it does where a step is compiled, and reads the whole cache under a mask.
+    """
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiled)
     model = make_model("ImagineWindow=3")
     latent, action = make_inputs(2, 8)
     is_first = Data(2, 8, ((0, 5),)).batch(load_small()).is_first

@@ -153,8 +153,9 @@ class AttentionState:
 class ImaginationState:
     """A cache of keys and values: of the steps before N starts, and of the steps imagined since.
 
-    It has room for all of them from the start, and a mask hides the room that is still free. So a
-    step has the same shapes however many steps there are, and is compiled once.
+    It has room for all of them from the start. A compiled step reads all of it, and a mask hides
+    what is still free: so its shapes are the same however many steps there are, and it is compiled
+    once. Else a step reads what is held only.
 
     Args:
         model: computes the keys and values.
@@ -164,7 +165,8 @@ class ImaginationState:
     """
 
     def __init__(self, model: Attention, inputs: Tensor, held: Tensor, horizon: int) -> None:
-        self._place = torch.full((1,), inputs.shape[1], device=inputs.device)  # of the next step
+        self._length = inputs.shape[1]  # steps in the cache
+        self._place = torch.full((1,), self._length, device=inputs.device)  # the same, compiled
         self._held = F.pad(held, (0, horizon), value=False)  # (N, C + H) what the next step sees
         self._count = held.sum(1)  # (N,) steps that the next one sees
         self._caches: list[tuple[Tensor, Tensor]] = []  # keys and values of each block
@@ -182,13 +184,19 @@ class ImaginationState:
         position = model.position(self._count)
         x = model.norm(u + position).unsqueeze(1)
         self._count = self._count + 1
-        self._held.index_fill_(1, self._place, True)
+        if torch.compiler.is_compiling():
+            at, read = self._place, self._held.shape[1]
+            self._place = self._place + 1
+        else:
+            at, read = slice(self._length, self._length + 1), self._length + 1
+            self._length = read
+        self._held[:, at] = True
         for block, (keys, values) in zip(model.blocks, self._caches, strict=True):
             query, key, value = block.project(x)
-            keys.index_copy_(2, self._place, key)
-            values.index_copy_(2, self._place, value)
-            x = block.attend(x, query, keys, values, self._held.unsqueeze(1))
-        self._place = self._place + 1
+            keys[:, :, at] = key
+            values[:, :, at] = value
+            seen = keys[:, :, :read], values[:, :, :read]
+            x = block.attend(x, query, *seen, self._held[:, None, :read])
         return x.squeeze(1)
 
 
