@@ -15,6 +15,7 @@ from pwm_core.commands import cli
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.domain import Domain
+from pwm_core.paths import LOGDIR_VARIABLE
 from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines, Tracker
@@ -110,6 +111,14 @@ def damage(path: Path, how: str) -> None:
     else:
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
+
+
+def uninterrupted(home: Path, overrides: Sequence[str]) -> Path:
+    """The folder of a run under ``home`` that nothing met."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LOGDIR_VARIABLE, str(home))
+        train_counting("whole", overrides=overrides)
+        return folder("whole")
 
 
 def interrupted() -> Path:

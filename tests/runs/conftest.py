@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pwm_core.paths import LOGDIR_VARIABLE
-from tests.helpers_counting import QUICK
-from tests.helpers_runs import folder, small_disk, train_counting
+from tests.helpers_counting import QUICK, uninterrupted
+from tests.helpers_runs import small_disk
 
 
 @pytest.fixture
@@ -27,7 +26,4 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of ``QUICK`` that nothing interrupted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(LOGDIR_VARIABLE, str(tmp_path_factory.mktemp("whole")))
-        train_counting("whole", overrides=QUICK)
-        return folder("whole")
+    return uninterrupted(tmp_path_factory.mktemp("whole"), QUICK)

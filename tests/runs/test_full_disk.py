@@ -17,7 +17,7 @@ from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tracking import JsonLines
 from pwm_core.training.replay_buffer import Field, ReplayBuffer, TransitionSpec
-from tests.helpers_counting import LONG
+from tests.helpers_counting import LONG, uninterrupted
 from tests.helpers_envs import CountingEnv, counting_domain
 from tests.helpers_runs import (
     LIMIT_SIZE,
@@ -42,10 +42,7 @@ pytestmark = pytest.mark.usefixtures("logdir")
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of :data:`LONG` whose disk had room."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(LOGDIR_VARIABLE, str(tmp_path_factory.mktemp("whole")))
-        train_counting("whole", overrides=LONG)
-        return folder("whole")
+    return uninterrupted(tmp_path_factory.mktemp("whole"), LONG)
 
 
 def filling(disk: Path, full: int, free: int | None = None, leave: int = 0) -> Hook:
