@@ -90,13 +90,14 @@ class Trainer:
                 bar.update(self.env.num_envs)
 
     def _compile(self) -> None:
-        """Take the steps up to the first actor-critic update, and say what takes so long.
+        """Take the steps up to the first update of each kind, and say what takes so long.
 
         They compile what a training step runs, before the bar begins, whose estimate of the time
         left they would spoil.
         """
-        progress, due = self.progress, self.progress.step + self.settings.TrainAgentEverySteps
-        if progress.step >= self.settings.SampleMaxSteps:
+        progress, settings = self.progress, self.settings
+        due = progress.step + max(settings.TrainModelEverySteps, settings.TrainAgentEverySteps)
+        if progress.step >= settings.SampleMaxSteps:
             return
         print(
             "compiling the training step: minutes the first time on a machine, then less, because "
@@ -104,7 +105,7 @@ class Trainer:
             flush=True,
         )
         began = time.monotonic()
-        while progress.step < min(due, self.settings.SampleMaxSteps):
+        while progress.step < min(due, settings.SampleMaxSteps):
             self._step()
         print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
 

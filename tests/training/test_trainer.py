@@ -200,9 +200,10 @@ def test_compiling_is_told_and_not_part_of_the_bar(
     """The bar begins after the first update of each kind. torch traces, and runs what it traced."""
     traced = partial(torch.compile, backend="eager", dynamic=False)
     monkeypatch.setattr(agent, "_compiler", lambda device: traced)
-    domain, settings = counting_domain((7,))[0], ["-set", "JointTrainAgent.TrainAgentEverySteps=2"]
+    every = "JointTrainAgent={TrainModelEverySteps: 3, TrainAgentEverySteps: 2}"
+    domain, settings = counting_domain((7,))[0], ["-set", every]
     texts = []
-    for name, mode, initial, notes in (("a", "off", 24, 0), ("b", "compile", 26, 1)):
+    for name, mode, initial, notes in (("a", "off", 24, 0), ("b", "compile", 27, 1)):
         train_on(domain, name, *settings, "-set", f"BasicSettings.Compile={mode}")
         texts.append((find_logdir().runs / name / "metrics.jsonl").read_text())
         said = capsys.readouterr()
