@@ -57,10 +57,11 @@ def _compiler(device: torch.device) -> Callable[..., Any]:
     """torch.compile for fixed shapes.
 
     On a CPU the kernels are called from C++. They are the same, so the numbers are too, but a step
-    of hundreds of short kernels does not wait for Python between them.
+    of hundreds of short kernels does not wait for Python between them. Built apart from the
+    kernels, what calls them is not optimised as they are, which saves a fifth of the compiling.
     """
-    options = {"cpp_wrapper": True} if device.type == "cpu" else None
-    return partial(torch.compile, dynamic=False, options=options)
+    options = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
+    return partial(torch.compile, dynamic=False, options=options if device.type == "cpu" else None)
 
 
 def _as_is(function: Callable[..., Any]) -> Callable[..., Any]:
