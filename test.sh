@@ -12,10 +12,13 @@ $python -m ruff format --check .
 .venv/bin/lint-imports --no-logo
 result=5 # pytest's code for: no test was selected
 for phase in "${phases[@]}"; do
-    command=($python -m pytest -m "$phase")
-    if [ "$phase" != slow ]; then # several processes, each with one file at a time and one thread
-        command=(env OMP_NUM_THREADS=1 "${command[@]}" -n auto --maxprocesses 4 --dist loadfile)
-    fi # the slow ones have the machine to themselves, one after the other
+    # Several processes, each with one file at a time and one thread. Slow tests start processes of
+    # their own, and the files that take longest come first; see tests/conftest.py.
+    command=(env OMP_NUM_THREADS=1 $python -m pytest -m "$phase" -n auto --dist loadfile)
+    case $phase in
+    slow) command+=(--maxprocesses 2 --no-loadscope-reorder) ;;
+    *) command+=(--maxprocesses 4) ;;
+    esac
     code=0
     "${command[@]}" "${arguments[@]}" || code=$?
     case $code in 0) result=0 ;; 5) ;; *) exit $code ;; esac

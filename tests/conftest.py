@@ -30,6 +30,15 @@ def pytest_report_header() -> list[str]:
     return [f"gymnasium is not installed: left out are {', '.join(NEED_ENVIRONMENTS)}"]
 
 
+LONGEST = ("training/test_learning.py", "slurm/test_slurm.py", "runs/test_resume.py")
+"""Files of slow tests that take ten minutes each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that no process waits for one at the end."""
+    items.sort(key=lambda item: not item.nodeid.removeprefix("tests/").startswith(LONGEST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_logdir_of_the_user() -> Iterator[None]:
     """Commands that a test starts in a copy of the tree write into that copy."""

@@ -405,6 +405,7 @@ def test_eval_writes_scores_and_where_they_come_from(tree: Tree, evaluated: Resu
     assert str(tree.root / "eval_result" / f"{NAME}.csv") in evaluated.stdout
 
 
+@pytest.mark.slow
 def test_eval_from_the_root_in_a_process_of_its_own(tree: Tree, evaluated: Result) -> None:
     """The same checkpoint and seed: the same row, in place of the other."""
     _, before, _ = tree.scores(NAME)
@@ -412,6 +413,7 @@ def test_eval_from_the_root_in_a_process_of_its_own(tree: Tree, evaluated: Resul
     assert tree.scores(NAME)[1] == before
 
 
+@pytest.mark.slow
 def test_eval_of_all_checkpoints_and_of_one(tree: Tree, evaluated: Result) -> None:
     _, (last,), _ = tree.scores(NAME)
     tree.evaluate("-n", NAME, "-device", "cpu", "-checkpoint", "1000").succeeded()
@@ -424,6 +426,7 @@ def test_eval_of_all_checkpoints_and_of_one(tree: Tree, evaluated: Result) -> No
         check_row(row, step, 2)
 
 
+@pytest.mark.slow
 def test_eval_with_other_settings_has_a_file_of_its_own(tree: Tree, evaluated: Result) -> None:
     before = tree.scores(NAME)
     done = tree.evaluate(
@@ -441,6 +444,7 @@ def test_eval_with_other_settings_has_a_file_of_its_own(tree: Tree, evaluated: R
     assert tree.scores(NAME) == before
 
 
+@pytest.mark.slow
 def test_what_the_project_writes_is_no_change_of_the_code(tree: Tree) -> None:
     """Scores and reports are tracked; a run after ``python -m results`` is not a dirty one."""
 

@@ -93,7 +93,11 @@ def check_refused(done: subprocess.CompletedProcess[str], says: str) -> None:
     [
         (["-env_name", "walker_wlk"], "walker_walk"),
         (["-env_name", "walker_walk", "-obs_type", "pixels"], "visual"),
-        (["-env_name", "walker_walk", "-set", "BasicSettings.Protocol=standard"], "suite"),
+        pytest.param(
+            ["-env_name", "walker_walk", "-set", "BasicSettings.Protocol=standard"],
+            "suite",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_bad_input_is_one_line(tree: Path, flags: list[str], says: str) -> None:

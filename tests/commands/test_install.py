@@ -39,6 +39,7 @@ def installed(tmp_path: Path) -> Path:
     return site
 
 
+@pytest.mark.slow
 def test_an_installed_command_finds_its_configs_and_writes_where_it_is_called(
     installed: Path, tmp_path: Path
 ) -> None:

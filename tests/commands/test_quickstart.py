@@ -27,6 +27,7 @@ def runs(tree: RunTree, pattern: str) -> list[Path]:
     return sorted((tree.root / LOGDIR / "ckpt").glob(pattern))
 
 
+@pytest.mark.slow
 def test_a_seed_behind_an_equals_sign_is_the_seed_of_everything(tree: RunTree) -> None:
     """Of the run, of its name and of its evaluation."""
     done = tree.quickstart(*command(tree, "-seed=3")).ended()
@@ -44,6 +45,7 @@ def test_a_seed_behind_an_equals_sign_is_the_seed_of_everything(tree: RunTree) -
     assert scores.with_name(f"{run.name}--greedy.csv").exists()
 
 
+@pytest.mark.slow
 def test_resume_finds_the_run_of_the_same_flags(tree: RunTree) -> None:
     longer = ("-seed", "11", *flags("JointTrainAgent={SampleMaxSteps: 100000, SaveEverySteps: 5}"))
     job = tree.quickstart(*command(tree, *longer, "-resume"))  # there is none: it starts one

@@ -40,7 +40,11 @@ print(__debug__, sys.flags.utf8_mode, sys.argv[1:])
 
 @pytest.mark.parametrize(
     ("way", "flags"),
-    [("script", ["-O"]), ("script", []), ("module", ["-uO", "-X", "utf8"])],
+    [
+        pytest.param("script", ["-O"], marks=pytest.mark.slow),
+        ("script", []),
+        ("module", ["-uO", "-X", "utf8"]),
+    ],
 )
 def test_a_command_starts_again_without_optimisation(
     way: str, flags: list[str], tmp_path: Path

@@ -67,6 +67,7 @@ for name, domain, task, camera, frame_skip in (task.split(":") for task in tasks
 """
 
 
+@pytest.mark.slow
 def test_frames_equal_dm_controls_own(
     monkeypatch: pytest.MonkeyPatch, stack: ExitStack, tmp_path: Path
 ) -> None:

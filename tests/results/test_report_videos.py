@@ -85,6 +85,7 @@ def sides(folders: Folders) -> tuple[list[Side], str]:
     return section.blocks, section.text
 
 
+@pytest.mark.slow
 def test_the_random_agent_stands_beside_the_trained_one(folders: Folders) -> None:
     """One run of every task and setting is shown: the one that was filmed in an evaluation."""
     picture = np.zeros((2, 64, 64, 3), np.uint8)

@@ -89,6 +89,7 @@ def test_a_full_disk_costs_checkpoints_only(
     assert_same_run(whole, folder("run"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full(
     disk: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

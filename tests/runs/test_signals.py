@@ -41,6 +41,7 @@ def stopped_by(number: int, job: Job) -> int:
     return int(step)
 
 
+@pytest.mark.slow
 def test_signals(tree: RunTree, pong: Path) -> None:
     """SIGTERM ends the run with a checkpoint, SIGUSR1 writes one and the run goes on, SIGINT ends
     it again, and the run is the one that no signal met."""

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+from functools import partial
 
 import pytest
 
@@ -140,14 +141,17 @@ def test_a_job_that_is_preempted_is_warned_and_goes_on_exactly(
     assert_same_run(sweeps.run("cartpole_balance-seed1"), whole)
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("resources", "says"),
     [
         ({"partition": "mian"}, "Slurm has no partition 'mian'; did you mean 'main'?"),
-        ({"gpus": 1}, "Invalid generic resource (gres) specification"),
-        ({"cpus": 64}, "Requested node configuration is not available"),
+        slow({"gpus": 1}, "Invalid generic resource (gres) specification"),
+        slow({"cpus": 64}, "Requested node configuration is not available"),
         ({"time": 61}, "resources.time is 61 minutes, but a job of the partition main may take 60"),
-        ({"sbatch": {"colour": "red"}}, "unrecognized option '--colour=red'"),
+        slow({"sbatch": {"colour": "red"}}, "unrecognized option '--colour=red'"),
     ],
 )
 def test_what_slurm_refuses_is_one_line_and_nothing_is_begun(

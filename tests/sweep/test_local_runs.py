@@ -21,6 +21,7 @@ def sweeps(tmp_path: Path) -> SweepTree:
     return SweepTree(tmp_path / "tree", PATH="/none")
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_evaluated_collected_and_then_left_alone(
     sweeps: SweepTree, tree: RunTree
 ) -> None:

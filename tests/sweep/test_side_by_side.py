@@ -154,6 +154,7 @@ def test_trial_runs_end_by_themselves_where_they_can(
     assert [process.returncode for process in processes] == [75, -signal.SIGKILL]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_cancelled_while_it_measures_cleans_up(tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()

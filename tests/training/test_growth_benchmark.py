@@ -50,6 +50,7 @@ def test_the_fit_takes_the_long_contexts_and_names_the_slides() -> None:
     assert fit(rows, 10)[0]["training: L^"] < 0.9
 
 
+@pytest.mark.slow
 def test_the_command_saves_a_table_and_a_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

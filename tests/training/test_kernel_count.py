@@ -31,6 +31,7 @@ def test_a_step_launches_and_moves_as_much_as_written_here(step: str) -> None:
 
 
 @pytest.mark.skipif(not can_count_gradients(), reason="a CUDA build of torch without a GPU")
+@pytest.mark.slow
 def test_any_config_is_counted() -> None:
     """Files are laid over the full config of the case's domain, and ``overrides`` over them."""
     files = "config_files/dmc_tiny.yaml,config_files/ablations/no_token_mixing.yaml"

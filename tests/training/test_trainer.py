@@ -194,6 +194,7 @@ def test_checkpoints(num_envs: int, every: int, expected: list[int]) -> None:
     assert left == {"checkpoints", "config.yaml", "run.json", "metrics.jsonl"} | point
 
 
+@pytest.mark.slow
 def test_compiling_is_told_and_not_part_of_the_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
