@@ -14,7 +14,7 @@ import pytest
 from pwm_core.commands.eval import record_in_wandb
 from pwm_core.paths import LOGDIR_VARIABLE, REPOSITORY
 from pwm_core.runs.run_folder import RunFolder
-from tests.commands.test_cli import read_wandb
+from tests.helpers_wandb import read_wandb
 
 TRACKED = """
 import sys
