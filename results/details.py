@@ -133,7 +133,8 @@ def pairs(panel: Panel, ours: dict[str, Matrix], findings: Findings) -> Pairs:
                 other.protocol
             ):  # fmt: skip
                 found[x, y] = ours[x], ours[y]
-        for table in panel.tables:
+        names = {table.name for table in panel.tables}
+        for table in (table for table in findings.tables if table.name in names):
             budgets = frames.reindex(table.frames.index)
             near = (table.frames - budgets).abs() <= SAME * table.frames
             for method, scores in findings.normalise.table(table).items():

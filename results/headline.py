@@ -196,7 +196,17 @@ def _notes(panel: Panel, findings: Findings) -> Iterator[str]:
         )
     if source := findings.random.source(panel.benchmark):
         yield f"Random: {source}."
+    if odd := [task for task in panel.tasks if _of_two_budgets(task, panel, findings)]:
+        yield f"Scores that were published at another budget are left out: {', '.join(odd)}."
     yield "A mean or median stands only where a method has every task of its row."
+
+
+def _of_two_budgets(task: str, panel: Panel, findings: Findings) -> bool:
+    """Whether a table that the panel is compared with has another budget for ``task``."""
+    names = {table.name for table in panel.tables}
+    tables = [table for table in findings.tables if table.name in names]
+    frames = [table.frames[task] for table in tables if task in table.frames]
+    return any(abs(one / panel.frames[task] - 1) > SAME for one in frames)
 
 
 def _sentence(text: str) -> str:

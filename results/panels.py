@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,8 +99,7 @@ def gather(folder: Path, runs: Path) -> Findings:
         why = f": {'; '.join(problems)}" if problems else ""
         raise UserError(f"no scores in {folder} and no metrics in {runs} to report on{why}")
     tables = read_published()
-    budgets = {(t.benchmark, task): int(f) for t in tables for task, f in t.frames.items()}
-    results, others = settle(scores, budgets, problems)
+    results, others = settle(scores, lambda c, task: _budget(c, task, tables), problems)
     every = {c: len(results.get(c, {})) for c in [*results, *(c.conditions for c in curves)]}
     order = sorted(every, key=lambda c: (c.benchmark, -every[c], c))
     results = {conditions: results[conditions] for conditions in order if conditions in results}
@@ -119,6 +119,12 @@ def gather(folder: Path, runs: Path) -> Findings:
     )
 
 
+def _budget(conditions: Conditions, task: str, tables: list[Table]) -> int | None:
+    """The budget of the first table that ``conditions`` is compared with and that has the task."""
+    fitting = (table for table in tables if _stands_beside(conditions, table))
+    return next((int(table.frames[task]) for table in fitting if task in table.frames), None)
+
+
 def _panels(
     results: Results,
     curves: list[Curve],
@@ -134,7 +140,7 @@ def _panels(
         groups.setdefault((conditions.benchmark, *fitting), []).append(conditions)
     found = []
     for (benchmark, *fitting), members in groups.items():
-        beside = [table for table in tables if table.name in fitting]
+        beside = _of_one_budget([table for table in tables if table.name in fitting])
         only = next((table for table in beside if table.panel), None)
         ours = {c: results[c] for c in members if c in results}
         title, key = find_domain(benchmark).benchmark.title or benchmark, benchmark
@@ -144,6 +150,23 @@ def _panels(
         of_panel = by_task([c for c in curves if c.conditions in members], problems)
         found.append(Panel(key, title, benchmark, ours, of_panel, beside))
     return sorted(found, key=lambda panel: -len(panel.tasks))
+
+
+def _of_one_budget(tables: list[Table]) -> list[Table]:
+    """``tables`` without the scores that were reached with another budget than the first table
+    gives for their task."""
+    budgets: dict[str, float] = {}
+    for table in tables:
+        budgets = {**table.frames, **budgets}
+
+    def comparable(table: Table) -> Table:
+        wanted = pd.Series(budgets).reindex(table.frames.index)
+        same = (table.frames - wanted).abs() <= SAME * wanted
+        found = copy.copy(table)
+        found.scores = table.scores.where(same)
+        return found
+
+    return [comparable(table) for table in tables]
 
 
 def _stands_beside(conditions: Conditions, table: Table) -> bool:

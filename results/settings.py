@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,15 +72,19 @@ def merge_repeats(scores: list[Score], curves: list[Curve]) -> tuple[list[Score]
     )
 
 
+Budget = Callable[[Conditions, str], int | None]
+"""The published number of frames for a task under some conditions; None if nothing is published."""
+
+
 def settle(
-    scores: list[Score], budgets: dict[tuple[str, str], int], problems: list[str]
+    scores: list[Score], budget_of: Budget, problems: list[str]
 ) -> tuple[Results, list[Score]]:
     """Choose the scores that count, one evaluation per setting and task. Returns them and all other
     scores.
 
     Finished runs are preferred to unfinished ones. The next criterion is the run's own setting with
     sampled actions, with any number of episodes. Then the length nearest to the published budget
-    (``budgets``, by benchmark and task) is preferred, then more seeds, then more episodes.
+    is preferred, then more seeds, then more episodes.
     """
     groups: dict[Conditions, dict[str, dict[Evaluation, list[Score]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
@@ -92,10 +96,11 @@ def settle(
     for conditions, tasks in sorted(groups.items()):
         found[conditions] = {}
         for task, evaluations in sorted(tasks.items()):
-            budget = budgets.get((conditions.benchmark, task))
+            budget = budget_of(conditions, task)
             best, *rest = sorted(evaluations, key=lambda e: _rank(e, evaluations[e], budget))
             counted = _one_per_seed(task, evaluations[best], problems)
             found[conditions][task] = Result(task, best, counted)
+            others += [score for score in evaluations[best] if score not in counted]
             others += [score for evaluation in rest for score in evaluations[evaluation]]
             if not best.plain:
                 problems.append(

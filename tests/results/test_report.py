@@ -91,6 +91,10 @@ def test_the_headline_table(folders: Folders) -> None:
     assert rows["cartpole_balance"][1:3] == ["850.0\n800.0 to 900.0", "2"]
     assert rows["reacher_hard"][1:3] == ["600.0", "1"]
     assert rows["mean, 2 tasks at 100,000"][1] == "725.0"
+    curves = [rows[task][-5:] for task in ("cartpole_balance", "cheetah_run")]
+    assert shown.NONE not in curves[0]
+    assert set(curves[1]) == {shown.NONE}, "published at 100,000 steps"
+    assert "Scores that were published at another budget are left out: cheetah_run." in table.notes
     names = [text for text, _ in table.head[1]]
     assert names[:4] == ["task", "tiny", "seeds", "PaMoRLᵃ"], "nobody measured random play here"
     assert rows["mean, 2 tasks at 100,000"][3] == shown.score((994.7 + 645.9) / 2)

@@ -102,6 +102,26 @@ def test_the_published_budget_counts_before_others(folders: Folders) -> None:
     assert len(folders.gather().others) == 2
 
 
+@pytest.mark.parametrize(("obs", "budget"), [("proprio", 100_000), ("visual", 200_000)])
+def test_the_published_budget_is_that_of_the_observation(
+    obs: str, budget: int, folders: Folders
+) -> None:
+    """The paper has half as many steps from proprioception as from pixels."""
+    for seed, frames in ((1, 100_000), (2, 200_000)):
+        mean = frames / 1000
+        folders.add_dmc("cartpole_balance", seed, mean, frames=frames, repeat=8, obs=obs)
+    ((result,),) = [tasks.values() for tasks in folders.panel().results.values()]
+    assert result.mean == budget / 1000
+
+
+def test_a_second_run_of_a_seed_is_listed_as_one_that_does_not_count(folders: Folders) -> None:
+    folders.add("Pong", 1, 7.3)
+    for path in list(folders.scores.glob("Pong-*")):
+        path.with_name(path.name.replace("Pong", "PongAgain")).write_bytes(path.read_bytes())
+    folders.report()
+    assert sorted(folders.table("runs").counts) == ["no", "yes"]
+
+
 def test_the_default_evaluation_counts(folders: Folders) -> None:
     """Neither a greedy episode nor another action repeat replaces it."""
     run = folders.add("Pong", 1, 7.3)
