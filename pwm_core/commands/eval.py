@@ -18,7 +18,7 @@ from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir
 from pwm_core.runs.run_folder import RunFolder
-from pwm_core.runs.score_file import ScoreFile, Settings, setting_name
+from pwm_core.runs.score_file import NEUTRAL, ScoreFile, Settings, setting_name
 from pwm_core.runs.tracking import Wandb
 from pwm_core.runtime import (
     find_device,
@@ -57,7 +57,7 @@ def run(domain: Domain, arguments: argparse.Namespace) -> Path:
     refuse_too_many_envs(settings.envs, domain.env_bytes(config), "EvalEnvs")
 
     name = setting_name(own, config, episodes=settings.episodes, greedy=settings.greedy)
-    provenance = _provenance(domain, config, trained.about)
+    provenance = _provenance(domain, own, config, trained.about)
     scores = ScoreFile(folder.name, name, settings, provenance, find_logdir(arguments.logdir))
     for step in steps:
         began = time.monotonic()
@@ -129,8 +129,17 @@ def _film(
             print(f"video of return_{i} ({episodes[i].episode_return:g}): {path}")
 
 
-def _provenance(domain: Domain, config: Config, about: dict[str, Any]) -> dict[str, Any]:
-    """The content of a score file's JSON besides the settings."""
+def _provenance(
+    domain: Domain, own: Config, config: Config, about: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of a score file's JSON besides the settings.
+
+    Its config has the run's own values of the keys that say how numbers are computed, because it
+    tells how the agent was trained. The evaluation's own values stand beside it.
+    """
+    neutral = own.BasicSettings.model_dump(include=set(NEUTRAL))
+    trained_with = config.model_dump(mode="json")
+    trained_with["BasicSettings"] |= neutral
     return {
         "domain": domain.name,
         "protocol_settings": {
@@ -140,7 +149,8 @@ def _provenance(domain: Domain, config: Config, about: dict[str, Any]) -> dict[s
         "training": about,
         "versions": versions(),
         "commit": git_commit(),
-        "config": config.model_dump(mode="json"),
+        "config": trained_with,
+        "computed_with": config.BasicSettings.model_dump(include=set(NEUTRAL)),
     }
 
 

@@ -71,8 +71,8 @@ def setting_name(own: Config, config: Config, *, episodes: int, greedy: bool) ->
 class ScoreFile:
     """One row per checkpoint of a run, evaluated under one setting.
 
-    Scores of an earlier training run of the same name are never mixed in. The files that hold them
-    move to ``eval_result/set_aside/`` when the first new row is written.
+    Scores of an earlier training run of the same name are never mixed in. The files that hold them,
+    under whatever setting, move to ``eval_result/set_aside/`` when the first new row is written.
 
     Args:
         run: the run's name.
@@ -112,19 +112,32 @@ class ScoreFile:
             return False
         return same and self.csv.exists()
 
-    def _set_aside(self) -> None:
-        """Move the files of another training run to another folder, and print where they are."""
+    def _others(self) -> list[Path]:
+        """The CSVs of this run's name that belong to another training run."""
+        run, training = self._about["run"], self._about.get("training")
+        found = []
+        for path in [self.folder / f"{run}.csv", *sorted(self.folder.glob(f"{run}--*.csv"))]:
+            try:
+                about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+                if path.exists() and about["training"] != training:
+                    found.append(path)
+            except (OSError, ValueError, LookupError, TypeError):
+                continue  # whose scores they are is not known
+        return found
+
+    def _set_aside(self, path: Path) -> None:
+        """Move the CSV ``path`` and its JSON to another folder, and print where they are."""
         folder = self.folder / "set_aside"
         folder.mkdir(exist_ok=True)
         number = 1
-        while (folder / f"{self.csv.stem}-{number}.csv").exists():
+        while (folder / f"{path.stem}-{number}.csv").exists():
             number += 1
-        for path in (self.csv, self.json):
-            if path.exists():
-                path.rename(folder / f"{path.stem}-{number}{path.suffix}")
+        for file in (path, path.with_suffix(".json")):
+            if file.exists():
+                file.rename(folder / f"{file.stem}-{number}{file.suffix}")
         print(
-            "note: the earlier scores of that name belong to another training run or to other "
-            f"rules; they are now {folder / f'{self.csv.stem}-{number}.csv'}"
+            f"note: the earlier scores in {path.name} belong to another training run or to other "
+            f"rules; they are now {folder / f'{path.stem}-{number}.csv'}"
         )
 
     def _read(self) -> dict[int, list[str]]:
@@ -157,7 +170,9 @@ class ScoreFile:
             if self._is_ours():
                 rows = self._read()
             elif self.csv.exists():
-                self._set_aside()
+                self._set_aside(self.csv)
+            for path in self._others():
+                self._set_aside(path)
             rows[step] = row
             lines = [self._header, *(rows[key] for key in sorted(rows))]
             write_text(self.csv, "".join(",".join(line) + "\n" for line in lines))

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from pwm_atari.train import ATARI as ATARI_DOMAIN
+from pwm_core.commands.eval import _provenance
 from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir
@@ -81,6 +83,21 @@ def test_scores_of_another_training_run_are_set_aside_each_time() -> None:
     assert names() == {"run.csv", "set_aside/run-1.csv", "set_aside/run-2.csv"}
     aside = find_logdir().scores / "set_aside"
     assert [rows_of(aside / f"run-{i}.csv")[1][0][2] for i in (1, 2)] == [1, 2]
+
+
+def test_scores_of_another_training_run_are_set_aside_under_every_setting() -> None:
+    """A report would take the other run's 50 episodes for this run's."""
+    for setting, seed in (("50ep", 1), ("greedy", 2), ("", 2)):
+        scores(setting, training={"seed": seed}).add(20, 80, [float(seed)] * 3)
+    assert names() == {"run.csv", "run--greedy.csv", "set_aside/run--50ep-1.csv"}
+
+
+def test_what_computes_an_evaluation_is_not_what_the_agent_was_trained_with() -> None:
+    own = load_config(ATARI, defaults=ATARI)
+    config = load_config(ATARI, defaults=ATARI, overrides=["BasicSettings.UseAmp=false"])
+    about = _provenance(ATARI_DOMAIN, own, config, {})
+    assert about["config"] == own.model_dump(mode="json")
+    assert about["computed_with"]["UseAmp"] is False
 
 
 def add_rows(number: int, ready: Any) -> None:
