@@ -366,12 +366,13 @@ class MeanMetrics:
 
     def take(self) -> dict[str, float]:
         """The means since the last call, by name."""
-        means = {}
+        sums: dict[str, tuple[float, float]] = {}
         for names, pair in self._sums.items():
             for name, total, count in zip(names, *pair.tolist(), strict=True):
-                means[name] = total / count if count else math.nan
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = before[0] + total, before[1] + count
         self._sums = {}
-        return means
+        return {name: total / n if n else math.nan for name, (total, n) in sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""

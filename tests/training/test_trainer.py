@@ -151,11 +151,17 @@ def test_metrics_file(num_envs: int, every: int) -> None:
     assert {f"ActorCritic/{n}" for n in ("value_loss", "entropy", "scale", "norm_adv")} <= names
 
 
-def test_metrics_are_means_over_the_updates_between_lines() -> None:
-    """A run that logs every fifth step logs the means of the same run that logs every step."""
-    fine = train("JointTrainAgent.LogEverySteps=1", "JointTrainAgent.BufferWarmUp=25").records()
+@pytest.mark.parametrize("agent_every", [1, 2])
+def test_metrics_are_means_over_the_updates_between_lines(agent_every: int) -> None:
+    """A run that logs every fifth step logs the means of the same run that logs every step, also
+    where some updates are of the world model alone."""
+    same = [
+        "JointTrainAgent.BufferWarmUp=25",
+        f"JointTrainAgent.TrainAgentEverySteps={agent_every}",
+    ]
+    fine = train("JointTrainAgent.LogEverySteps=1", *same).records()
     shutil.rmtree(find_logdir().runs)
-    coarse = train("JointTrainAgent.LogEverySteps=5", "JointTrainAgent.BufferWarmUp=25").records()
+    coarse = train("JointTrainAgent.LogEverySteps=5", *same).records()
     name = "WorldModel/recon_loss"
     values = [r[name] for r in fine if name in r]
     expected = np.array(values).reshape(-1, 5).mean(1)
