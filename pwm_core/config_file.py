@@ -8,7 +8,7 @@ Files with key names of STORM's are laid over ``config_files/STORM.yaml``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,8 @@ def find_configs(paths: str | Path) -> list[Path]:
 
 class _Loader(yaml.SafeLoader):
     """Refuses duplicate keys, of which YAML would silently take the last. It also refuses aliases
-    that stand for more than :data:`MOST_NODES` values."""
+    that stand for more than :data:`MOST_NODES` values. A time such as ``24:00:00`` stays text; YAML
+    1.1 reads the number 86,400."""
 
     def get_single_node(self) -> yaml.Node | None:
         root = super().get_single_node()
@@ -141,6 +142,19 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"the key {key} is given twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+
+def _number(kind: str) -> Callable[[_Loader, yaml.ScalarNode], Any]:
+    """A constructor of YAML's numbers that leaves text with colons as it is."""
+
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
+        return node.value if ":" in node.value else getattr(loader, f"construct_yaml_{kind}")(node)
+
+    return construct
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number(_kind))
 
 
 def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
@@ -161,6 +175,15 @@ def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text.
+
+    Raises:
+        yaml.YAMLError: it is not valid, gives a key twice, or stands for too many values.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_yaml(path: Path, example: str = "config_files/atari.yaml") -> dict[str, Any]:
     """The sections of a YAML file.
 
@@ -173,7 +196,7 @@ def read_yaml(path: Path, example: str = "config_files/atari.yaml") -> dict[str,
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} is larger than {MOST_BYTES // 1_000_000} MB: it is no config")
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {reason[:300]}") from None
@@ -213,7 +236,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"{_flag(text)}: write Section.Key=value, as Models.Gamma=0.99")
     try:
-        nested: Any = yaml.load(value, Loader=_Loader)
+        nested: Any = parse_yaml(value)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"{_flag(text)}: the value is not valid YAML") from None
     for part in reversed(key.strip().split(".")):

@@ -26,7 +26,7 @@ from sweep.children import Work
 from sweep.places import Places, project_places
 from sweep.plan import Plan, check_settings, make_plan
 from sweep.records import waiting_for
-from sweep.states import Observer, RunState, counts, to_start
+from sweep.states import Observer, RunState, counts, local_process, to_start
 from sweep.status import show_plan, show_status
 
 
@@ -121,6 +121,13 @@ def _start(plan: Plan, places: Places, on_slurm: bool, jobs: int | None) -> None
 
 
 def _cancel(plan: Plan, places: Places, on_slurm: bool, whole: bool) -> None:
+    """Stop the sweep, or the jobs of some of its runs.
+
+    Raises:
+        UserError: some of the runs of a local sweep are to be stopped.
+    """
+    if not whole and local_process(places, plan.sweep.name):
+        raise UserError("a sweep on one machine is cancelled as a whole: leave out --only")
     process = local.cancel(places, plan.sweep.name) if whole else None
     if process is not None:
         print(f"process {process} was asked to stop; its runs write their checkpoints first")

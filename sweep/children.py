@@ -115,11 +115,24 @@ def start(run: Run, work: Work, slot: Slot, stage: str) -> subprocess.Popen[byte
         )
 
 
-def write_seconds(folder: Path, began: float) -> None:
-    """Note how long a training process ran, for ``sweep.collect`` and the estimates."""
+def write_seconds(folder: Path, began: float, ended: float | None = None) -> None:
+    """Note how long a training process ran, for ``sweep.collect`` and the estimates.
+
+    Args:
+        folder: the run's folder.
+        began, ended: seconds since 1970; ``None`` is now.
+    """
     if folder.is_dir():
         with contextlib.suppress(OSError), open(folder / "seconds", "a", encoding="utf-8") as file:
-            file.write(f"{max(1, round(time.time() - began))}\n")
+            file.write(f"{max(1, round((ended or time.time()) - began))}\n")
+
+
+def write_lost_seconds(folder: Path, began: float) -> None:
+    """Note the time of a training whose supervisor died, up to the last line of its metrics."""
+    with contextlib.suppress(OSError):
+        ended = (folder / "metrics.jsonl").stat().st_mtime
+        if ended > began:
+            write_seconds(folder, began, ended)
 
 
 def last_error(log: Path, offset: int, status: int) -> str:

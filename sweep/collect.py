@@ -3,7 +3,8 @@
     python -m sweep.collect <run name>
 
 ``eval_result/<run>.metrics.jsonl`` holds its metrics, averaged over equal shares of the run so
-that it stays below 200 KB. ``<run>.training.json`` holds hardware, versions and time. The newest
+that it stays below 200 KB. ``<run>.training.json`` holds hardware, versions, time and the step
+that the run had reached. The newest
 video of each kind is copied where it is below 1 MB.
 """
 
@@ -86,6 +87,8 @@ def collect(name: str, places: Places) -> None:
         found = sorted((folder / "videos").glob(f"{begin}_*.mp4"))
         if found and found[-1].stat().st_size <= VIDEO_BYTES:
             shutil.copyfile(found[-1], results / f"{name}.{kind}.mp4")
+    if steps := places.checkpoints(name):
+        about["step"] = steps[-1]
     if seconds:
         about["seconds"] = seconds
     write_json(results / f"{name}.training.json", about)  # last: it says that all is there

@@ -139,7 +139,8 @@ def run_here(
         most: try up to this many runs side by side on a device; None: as the resources say.
 
     Raises:
-        StoppedError: a signal ended it; the same command continues it.
+        StoppedError: a signal ended it, or other processes work on some runs; the same command
+            continues it.
         UserError: another process runs this sweep here already, or runs failed.
     """
     places, sweep = work.places, plan.sweep
@@ -175,6 +176,9 @@ def run_here(
         raise StoppedError(f"stopped: {len(outcome.left)} runs are left; the same command goes on")
     if outcome.failed:
         raise UserError(f"failed: {', '.join(outcome.failed)}; see {places.runs / 'logs'}")
+    if outcome.elsewhere:
+        names = ", ".join(outcome.elsewhere)
+        raise StoppedError(f"left to other processes: {names}; the same command looks again")
 
 
 def cancel(places: Places, sweep: str) -> int | None:

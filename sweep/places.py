@@ -59,7 +59,17 @@ class Places:
         return bool(done) and done[-1] >= steps and (not points or points[-1] >= steps)
 
     def scored(self, run: str, steps: int) -> bool:
-        """Whether there is a score of the run's last step, and the JSON that explains it."""
+        """Whether there is a score of the run's last step, and the JSON that explains it.
+
+        Where the run's folder is here, the scores must be those of that training, not of another
+        of the same name.
+        """
+        trained = self.scores(run).get("training") or {}
+        own, theirs = self.tracker_id(run), trained.get("tracker_id")
+        return self.has_score(run, steps) and (None in (own, theirs) or own == theirs)
+
+    def has_score(self, run: str, steps: int) -> bool:
+        """Whether there is a score of ``steps`` steps or more, of whichever training."""
         try:
             with open(self.results / f"{run}.csv", newline="", encoding="utf-8") as file:
                 rows = [row[0] for row in csv.reader(file) if row and row[0].isdigit()]
@@ -71,16 +81,22 @@ class Places:
         """The JSON object beside the scores, which is empty where there is no file."""
         return read_json(self.results / f"{run}.json")
 
+    def tracker_id(self, run: str) -> str | None:
+        """The id of the training in the run's folder; None where there is no folder."""
+        return read_json(self.run(run) / "run.json").get("tracker_id")
+
     def collected(self, run: str) -> bool:
         """Whether this run's metrics and settings lie beside the scores, or their source is gone.
 
-        An earlier run of the same name may have left its own.
+        An earlier run of the same name may have left its own, and so may this run before it was
+        extended.
         """
         settings = self.results / f"{run}.training.json"
         kept = settings.is_file() and (self.results / f"{run}.metrics.jsonl").is_file()
-        own = read_json(self.run(run) / "run.json").get("tracker_id")
-        same = own == read_json(settings).get("tracker_id")
-        return (kept and same) or not self.run(run).is_dir()
+        about, reached = read_json(settings), max([0, *self.checkpoints(run)])
+        same = self.tracker_id(run) == about.get("tracker_id")
+        whole = about.get("step", reached) >= reached
+        return (kept and same and whole) or not self.run(run).is_dir()
 
     def done(self, run: str, steps: int) -> bool:
         """Whether nothing is left to do, as the results tell."""

@@ -18,6 +18,8 @@ from sweep.places import Places
 from sweep.run import Run
 from sweep.schema import Change, Sweep, as_flags
 
+LENGTH = "JointTrainAgent.SampleMaxSteps"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -52,14 +54,20 @@ def _last(values: list[Any]) -> Any:
 
 
 def _budget_overrides(budget: int | str, domain: Domain, task: str, config: Config) -> list[str]:
-    """Return the overrides that set the run's length to ``budget``; none for the config's own."""
+    """Return the overrides that set the run's length to ``budget``; none for the config's own.
+
+    The replay holds the whole run, and what the config says if that is more.
+    """
     frames = budget
     if budget == "benchmark":
         frames = domain.benchmark.budget(task, config.BasicSettings.ObsType)
     if frames in (None, "config"):
         return []
     steps = int(frames) // agent_frame_skip(config)
-    return [f"JointTrainAgent.{key}={steps}" for key in ("SampleMaxSteps", "BufferMaxLength")]
+    settings = config.JointTrainAgent
+    whole = -(-steps // settings.NumEnvs) * settings.NumEnvs  # environments step together
+    replay = max(whole, settings.BufferMaxLength)
+    return [f"{LENGTH}={steps}", f"JointTrainAgent.BufferMaxLength={replay}"]
 
 
 def _kind(
@@ -79,6 +87,12 @@ def _kind(
     domain.check_task(config, env_name)
     config = domain.resolve(config, env_name)
     budget = _last([change.budget for change in changes])
+    if budget != "config" and any(LENGTH in leaves(change.overrides) for change in changes):
+        raise UserError(
+            f"sweep {sweep.name}: budget: {budget} and an override of {LENGTH} both say how long a "
+            f"run of {task} is; leave one out, or change the override: --set "
+            f"overrides.{LENGTH}=STEPS"
+        )
     overrides = [*_budget_overrides(budget, domain, task, config), *given]
     config = load_config(path, defaults=domain.defaults, overrides=overrides)
     return path, tuple(overrides), domain.resolve(config, env_name)
@@ -174,7 +188,7 @@ def other_settings(plan: Plan, run: Run, places: Places) -> str:
     config = plan.config(run).model_dump(mode="json")
     scores = places.scores(run.name)
     found = scores.get("config")
-    if isinstance(found, dict) and places.scored(run.name, 0):
+    if isinstance(found, dict) and places.has_score(run.name, 0):
         changed = _differences(found, config)
         if changed:
             return f"its scores in {places.results} were made with {'; '.join(changed)}"

@@ -16,7 +16,7 @@ import pydantic
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from pwm_core.config_file import read_yaml
+from pwm_core.config_file import parse_yaml, read_yaml
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import REPOSITORY
 
@@ -48,13 +48,13 @@ def _no_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _minutes(value: Any) -> Any:
-    """``12:00:00``, ``1-00:00:00`` (days first) or minutes. YAML reads ``12:30:00`` as seconds."""
+    """``12:00:00``, ``1-00:00:00`` (days first) or minutes."""
     text = str(value).strip()
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if found is None:
-        raise ValueError("write hours:minutes:seconds in quotes, as '24:00:00', or minutes")
+        raise ValueError("write hours:minutes:seconds, as 24:00:00, or minutes")
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
     return (days * 24 + hours) * 60 + minutes + (seconds > 0)
 
@@ -171,7 +171,7 @@ def _assign(content: dict[str, Any], text: str) -> None:
     if not equals or not last:
         raise UserError(f"--set {text}: write key=value, as seeds=[1,2] or resources.gpus=0")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value)
     except yaml.YAMLError:
         raise UserError(f"--set {text}: the value is not valid YAML") from None
     for section in sections:

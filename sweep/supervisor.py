@@ -16,7 +16,15 @@ from typing import BinaryIO
 
 from pwm_core.errors import UserError
 from pwm_core.signals import STOPPED
-from sweep.children import Slot, Work, last_error, looks_like, start, write_seconds
+from sweep.children import (
+    Slot,
+    Work,
+    last_error,
+    looks_like,
+    start,
+    write_lost_seconds,
+    write_seconds,
+)
 from sweep.collect import collect
 from sweep.records import Record, Records
 from sweep.run import Run
@@ -157,6 +165,8 @@ class Supervisor:
             self._busy(waiting)
             return
         record = self.records.read(name)
+        if record.state == "running" and record.stage == "train":  # its supervisor has died
+            write_lost_seconds(self.work.places.run(name), record.began)
         if record.token != self.work.token:
             record = Record(token=self.work.token)
         elif record.state == "failed":  # it failed before this job was queued again

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.collect import downsample
+from sweep.collect import collect, downsample
 from sweep.places import Places, write_json
 
 
@@ -41,3 +41,30 @@ def test_what_an_earlier_run_of_the_name_left_is_not_this_runs(tmp_path: Path) -
     for tracker, collected in (("old", False), ("new", True)):
         write_json(settings, {"tracker_id": tracker})
         assert places.collected("run") == collected
+
+
+def test_a_run_that_was_extended_is_collected_again(tmp_path: Path) -> None:
+    places = Places(tmp_path / "ckpt", tmp_path / "eval_result")
+    weights = places.run("run") / "checkpoints"
+    weights.mkdir(parents=True)
+    places.results.mkdir()
+    write_json(places.run("run") / "run.json", {"tracker_id": "one"})
+    (places.run("run") / "metrics.jsonl").write_text('{"step": 100}\n')
+    for step in (100, 200):
+        (weights / f"{step:09d}.pt").touch()
+        assert not places.collected("run")
+        collect("run", places)
+        assert places.collected("run")
+
+
+def test_scores_of_another_training_are_not_this_runs(tmp_path: Path) -> None:
+    """They may have come from another machine while a run of the name was half trained here."""
+    places = Places(tmp_path / "ckpt", tmp_path / "eval_result")
+    places.results.mkdir()
+    (places.results / "run.csv").write_text("step,frames,mean,std\n100,400,1,1\n")
+    write_json(places.results / "run.json", {"training": {"tracker_id": "theirs"}})
+    assert places.scored("run", 100), "nothing of the run is here"
+    places.run("run").mkdir(parents=True)
+    for tracker, ours in (("mine", False), ("theirs", True)):
+        write_json(places.run("run") / "run.json", {"tracker_id": tracker})
+        assert places.scored("run", 100) == ours

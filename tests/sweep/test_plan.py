@@ -23,9 +23,10 @@ from pwm_core.paths import LOGDIR_VARIABLE, REPOSITORY
 from sweep import schema
 from sweep.__main__ import main
 from sweep.estimate import measured_disk, measured_speed
-from sweep.places import Places, project_places
+from sweep.places import Places, project_places, write_json
 from sweep.plan import Plan, make_plan, other_settings
-from sweep.states import Observer
+from sweep.records import take_lock
+from sweep.states import Observer, local_lock
 
 SWEEPS = REPOSITORY / "config_files" / "sweeps"
 ABLATIONS = REPOSITORY / "config_files" / "ablations"
@@ -106,6 +107,24 @@ def test_a_budget_counts_the_tasks_own_action_repeat(tmp_path: Path) -> None:
     assert runs[0].frame_skip != runs[1].frame_skip
 
 
+def test_the_replay_holds_a_budget_and_is_never_below_the_configs(tmp_path: Path) -> None:
+    """Else a larger budget could not extend a run: the replay of a run must not shrink."""
+    keys = {"domain": "dmc", "tasks": "cup_catch", "config": "config_files/dmc_tiny.yaml"}
+    own = {"BasicSettings.FrameSkip": 2, "BasicSettings.ObsType": "proprio"}
+    for budget, replay in ((40_000, 50_000), (120_002, 60_008)):  # eight environments step together
+        plan = plan_of(tmp_path, **keys, overrides=own, budget=budget)
+        assert plan.config(plan.runs[0]).JointTrainAgent.BufferMaxLength == replay
+        assert plan.runs[0].steps == budget // 2
+
+
+def test_some_runs_of_a_local_sweep_cannot_be_cancelled(tmp_path: Path, places: Places) -> None:
+    lock = take_lock(local_lock(places, "own"))
+    assert lock is not None
+    write_json(places.sweep("own") / "local.json", {"host": "vm", "process": 1, "token": "a"})
+    with lock, pytest.raises(UserError, match="cancelled as a whole: leave out --only"):
+        main([str(write(tmp_path, FILE)), "--local", "--cancel", "--only", "Pong*"])
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -120,13 +139,17 @@ def test_a_budget_counts_the_tasks_own_action_repeat(tmp_path: Path) -> None:
         ({**FILE, "seeds": [-1]}, "seeds.0 = -1 is not valid"),
         ({**FILE, "seeds": [True]}, "seeds.0 = True is not valid"),
         ({**FILE, "budget": "short"}, "budget must be config, benchmark or a number"),
+        (
+            {**FILE, "budget": 9000, "overrides": {"JointTrainAgent": {"SampleMaxSteps": 9999}}},
+            "budget: 9000 and an override of JointTrainAgent.SampleMaxSteps both say how long",
+        ),
         ({**FILE, "per_task": {"Bxing": {}}}, "per_task.Bxing is no task of the sweep; did you"),
         ({**FILE, "overrides": {"Models.Hiden": 3}}, "unknown key Models.Hiden; did you mean"),
         ({**FILE, "overrides": {"Models.Hidden": 30}}, "HeadDivisor = 4 is impossible"),
         ({**FILE, "config": "none.yaml"}, "config file none.yaml does not exist"),
         ({**FILE, "suffix": "a/b"}, "suffix = 'a/b' is not valid"),
         ({**FILE, "resources": {"mem": "lots"}}, "resources.mem = 'lots' is not valid"),
-        ({**FILE, "resources": {"time": "soon"}}, "write hours:minutes:seconds in quotes"),
+        ({**FILE, "resources": {"time": "soon"}}, "write hours:minutes:seconds, as 24:00:00"),
         ("seeds: [1]\nseeds: [2]\n", "the key seeds is given twice"),
         ("seeds: [1", "is not valid YAML"),
         ("- 1", "holds no sections"),
@@ -165,6 +188,9 @@ def test_a_missing_file_names_those_there_are() -> None:
 def test_times_are_minutes(tmp_path: Path) -> None:
     for text, minutes in (("02:30:00", 150), ("1-00:00:01", 1441), (90, 90)):
         assert plan_of(tmp_path, resources={"time": text}).sweep.resources.time == minutes
+    file = write(tmp_path, "domain: atari\nseeds: 1\nresources:\n  time: 12:30:00\n")
+    assert schema.load(file).resources.time == 750, "YAML 1.1 reads seconds"
+    assert schema.load(file, ["resources.time=24:00:00"]).resources.time == 24 * 60
 
 
 @pytest.fixture

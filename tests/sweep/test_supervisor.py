@@ -9,17 +9,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pwm_core.errors import UserError
+from pwm_core.signals import StoppedError
+from sweep import local
 from sweep import supervisor as module
 from sweep.children import Slot, Work, environment, last_error
 from sweep.local import run_here
 from sweep.places import Places, read_json, write_json
 from sweep.plan import Plan
-from sweep.records import Records, lock_is_held, take_lock
+from sweep.records import Record, Records, lock_is_held, take_lock
 from sweep.run import Run
 from sweep.schema import Sweep
 from sweep.slurm_job import make_slots
@@ -228,6 +231,31 @@ def test_a_run_that_another_process_works_on_is_left_to_it(tmp_path: Path) -> No
     assert outcome.failed == []
     assert not toy.places.run("a").exists()
     assert not toy.records.claimed("a")
+
+
+def test_a_local_sweep_that_leaves_a_run_to_another_process_is_not_all_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "Supervisor", partial(Supervisor, busy_wait=0.1))
+    toy = Toy(tmp_path / "toy", 'sys.exit("error: run a is being trained by process 1 on vm")')
+    sweep = Sweep(name="toys", domain="toy", seeds=(1,), resources={"side_by_side": 1})
+    runs = [waiting.run for waiting in toy.supervisor("a")._waiting]
+    plan, work = Plan(sweep, tuple(runs), {}), toy.work()
+    with pytest.raises(StoppedError, match="other processes: a"):
+        run_here(plan, lambda: Observer(toy.places, {}, "toys").states(runs), work)
+
+
+def test_the_time_of_a_training_whose_supervisor_died_is_kept(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "toy")
+    folder = toy.places.run("a")
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").touch()
+    began = (folder / "metrics.jsonl").stat().st_mtime - 5000
+    toy.records.write("a", Record(state="running", stage="train", token="zero", began=began))
+    assert toy.run("a").done == ["a"]
+    seconds = (folder / "seconds").read_text().split()
+    assert seconds[0] == "5000"
+    assert len(seconds) == 2
 
 
 def test_a_claim_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
