@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,30 @@ def test_a_published_agent_is_evaluated_where_there_is_no_run_of_its_name(
     copy = RunFolder("run", elsewhere).load_weights(60, CPU)["world_model"]
     for name, value in run.load_weights(60, CPU)["world_model"].items():
         torch.testing.assert_close(copy[name].to(value.dtype), value, rtol=1e-3, atol=1e-6)
+
+
+def test_a_copy_that_fails_leaves_nothing_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a run would be one that is damaged."""
+    monkeypatch.setattr(pretrained, "PRETRAINED", LogDir(tmp_path / "pretrained"))
+    train_counting("run")
+    published = publish(RunFolder("run", find_logdir()))
+    elsewhere = LogDir(tmp_path / "elsewhere")
+    weights, plain = published.checkpoint(60), shutil.copyfile
+
+    def copyfile(source: str, target: str) -> str:
+        if Path(source) == weights:
+            raise OSError(errno.ENOSPC, "No space left on device", target)
+        return plain(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", copyfile)
+        with pytest.raises(UserError, match=r"run run cannot be copied.*No space left"):
+            pretrained.fetch("run", elsewhere)
+    assert not list(elsewhere.runs.iterdir())
+    pretrained.fetch("run", elsewhere)
+    assert RunFolder("run", elsewhere).steps() == [60]
 
 
 def test_a_run_of_that_name_is_not_replaced(
