@@ -29,7 +29,7 @@ PROTOCOL = "suite"
 """The only protocol: dm_control's own tasks and time limits."""
 
 MOST_DEATHS = 3
-"""Largest number of consecutive deaths of worker processes before the run ends."""
+"""Largest number of consecutive deaths of one place's worker processes before the run ends."""
 
 _log = logging.getLogger(__name__)
 OBS_TYPES = ("proprio", "visual")
@@ -117,7 +117,7 @@ class DMCEnv(VectorEnv):
                 started.append(self._start_worker())
         self._seeds = np.array_split(env_seeds(seed, num_envs), len(self._groups))
         self._splits = np.cumsum([len(share) for share in self._seeds])[:-1]
-        self._deaths = 0  # consecutive deaths of workers
+        self._deaths = [0] * len(self._groups)  # consecutive deaths of each group's workers
         self._unsent: dict[int, WorkerDiedError] = {}  # groups whose worker died before its actions
         self.observation_space, self.action_space = self._make_environments()
 
@@ -181,13 +181,13 @@ class DMCEnv(VectorEnv):
         Its environments then begin their next episodes, and the lost ones are not in ``finished``.
 
         Raises:
-            UserError: more than :data:`MOST_DEATHS` workers have died in a row.
+            UserError: more than :data:`MOST_DEATHS` workers of the same environments have died in
+                a row.
             RuntimeError: there was no ``send``, or a worker failed.
         """
         lost = np.zeros(self.num_envs, bool)
         results = [self._receive(index, lost) for index in range(len(self._groups))]
         obs, reward, ended = (np.concatenate(parts) for parts in zip(*results, strict=True))
-        self._deaths = self._deaths if lost.any() else 0
         self.episodes.begin(lost)
         finished = self.episodes.add(reward, ended & ~lost)
         done = np.zeros(self.num_envs, bool)  # cut off, never in a final state
@@ -201,9 +201,11 @@ class DMCEnv(VectorEnv):
         try:
             if index in self._unsent:
                 raise self._unsent.pop(index)
-            return self._groups[index].receive()
+            received = self._groups[index].receive()
         except WorkerDiedError as death:
             return self._replace(index, lost, death)
+        self._deaths[index] = 0
+        return received
 
     def _replace(
         self, index: int, lost: np.ndarray, death: WorkerDiedError
@@ -211,24 +213,29 @@ class DMCEnv(VectorEnv):
         """Replace a dead worker; the results are those of its environments' next episodes.
 
         Raises:
-            UserError: more than :data:`MOST_DEATHS` workers have died in a row.
+            UserError: more than :data:`MOST_DEATHS` of them have died in a row.
         """
-        self._deaths += 1
-        if self._deaths > MOST_DEATHS:
-            raise UserError(
-                f"{death}, and so did the {MOST_DEATHS} that took its place; if memory is short, "
-                "lower JointTrainAgent.NumEnvs or EvalEnvs"
-            )
-        self.restarts += 1
-        _log.warning("%s; another takes its place, the episodes it ran are closed", death)
-        worker = self._groups[index] = self._start_worker()
         share = self._shares(np.arange(self.num_envs))[index]
         lost[share] = True
-        worker.send("make", self._settings, self._seeds[index].tolist())
-        worker.receive()
-        worker.send("begin", (self.episodes.numbers[share] + 1).tolist())
-        obs = worker.receive()
-        return obs, np.zeros(len(share), np.float32), np.ones(len(share), bool)
+        while True:
+            self._deaths[index] += 1
+            if self._deaths[index] > MOST_DEATHS:
+                raise UserError(
+                    f"{death}, and so did the {MOST_DEATHS} that took its place; if memory is "
+                    "short, lower JointTrainAgent.NumEnvs or EvalEnvs"
+                )
+            self.restarts += 1
+            _log.warning("%s; another takes its place, the episodes it ran are closed", death)
+            try:
+                worker = self._groups[index] = self._start_worker()
+                worker.send("make", self._settings, self._seeds[index].tolist())
+                worker.receive()
+                worker.send("begin", (self.episodes.numbers[share] + 1).tolist())
+                obs = worker.receive()
+            except WorkerDiedError as another:
+                death = another
+                continue
+            return obs, np.zeros(len(share), np.float32), np.ones(len(share), bool)
 
     def close(self) -> None:
         """Stop the workers; it may be called again."""

@@ -107,6 +107,29 @@ def test_workers_that_keep_dying_are_an_error_and_no_hang(make):
     assert other.poll() == 0
 
 
+def test_workers_that_die_together_and_a_replacement_that_dies_are_replaced(make, monkeypatch):
+    """As when memory is short for a moment: none of the four places has died three times."""
+    env = make("pendulum_swingup", 4, workers=4)
+    env.reset()
+    zeros, start, started = np.zeros((4, 1), np.float32), env._start_worker, []
+
+    def start_worker():
+        started.append(start())
+        if len(started) == 1:
+            started[0].process.kill()
+        return started[-1]
+
+    monkeypatch.setattr(env, "_start_worker", start_worker)
+    for group in env._groups:
+        group.process.kill()
+    with no_longer_than(60):
+        step = env.step(zeros)
+    assert step.is_first.all()
+    assert step.finished == []
+    assert env.restarts == len(started) == 5
+    assert not env.step(zeros).is_first.any()
+
+
 @pytest.mark.parametrize("task", sorted({*BENCHMARK_TASKS, *PUBLISHED_TASKS}))
 def test_a_saved_episode_continues_bit_for_bit(make, task):
     """The state after 12 steps of the second episode is restored in another environment."""
