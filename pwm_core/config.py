@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-ROUNDING = ("BasicSettings.Compile", "BasicSettings.GraphCheck", "Models.WorldModel.Kernels")
+ROUNDING = (
+    "BasicSettings.Compile",
+    "BasicSettings.GraphCheck",
+    "Models.WorldModel.Kernels",
+    "Models.WorldModel.Scan",
+    "Models.WorldModel.ScanChunk",
+    "Models.WorldModel.SSMScan",
+    "Models.Agent.ReturnScan",
+)
 """Keys that change how a step is computed, and its numbers only up to rounding. They may change
 when a run continues, and they do not distinguish runs."""
 

@@ -28,10 +28,6 @@ IGNORED = (
     "JointTrainAgent.BufferStorage",
     "JointTrainAgent.EvalEnvs",
     "JointTrainAgent.EvalEpisodes",
-    "Models.WorldModel.Scan",  # All scans compute the same numbers.
-    "Models.WorldModel.ScanChunk",
-    "Models.WorldModel.SSMScan",
-    "Models.Agent.ReturnScan",
 )
 """Keys that may differ between runs of one config."""
 STEPS, BUFFER = "JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength"

@@ -226,6 +226,9 @@ def examine_parser() -> Parser:
             flag, type=_count, default=default, metavar="N", help=f"{told} (default: {default})"
         )
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:N or auto (the default)")
+    parser.add_argument(
+        "-set", action="append", default=[], metavar="Section.Key=value", help="as for eval.py"
+    )
     parser.add_argument("-logdir", type=_path, default=None, metavar="DIR", help="as for train.py")
     parser.add_argument(
         "-o", dest="output", type=_path, default=None, metavar="FILE", help="write all as JSON"

@@ -145,6 +145,7 @@ def main() -> None:
     pretrained.fetch(arguments.name, logdir)
     domain = find_domain(RunFolder.open(arguments.name, logdir).metadata()["domain"])
     flags = ["-n", arguments.name, "-logdir", str(logdir.root)]
+    flags += [part for override in arguments.set for part in ("-set", override)]
     trained = open_run(domain, cli.eval_parser(domain).parse_args(flags))
     found = run(domain, trained, arguments)
     print(describe(found))

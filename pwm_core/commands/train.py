@@ -18,6 +18,7 @@ from pwm_core.domain import Domain, check_task
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
 from pwm_core.models.scan import check_backend
+from pwm_core.models.sequence_models.ssm import refuse_capture
 from pwm_core.paths import find_logdir
 from pwm_core.runs.checkpoint import Point
 from pwm_core.runs.recording import fingerprint
@@ -38,7 +39,7 @@ from pwm_core.runtime import (
     use_threads,
     versions,
 )
-from pwm_core.training.agent import check_compiler
+from pwm_core.training.agent import check_compiler, compile_mode
 from pwm_core.training.demonstration import load_demonstration
 from pwm_core.training.replay_buffer import ReplayBuffer
 from pwm_core.training.trainer import Trainer
@@ -73,6 +74,10 @@ def run(domain: Domain, arguments: argparse.Namespace, config: Config) -> None:
     # They are checked here, because evaluation needs neither a scan nor compiled updates.
     check_backend(config.Models.WorldModel.Scan, device)
     check_compiler(config.BasicSettings.Compile, device)
+    if config.Models.WorldModel.SequenceModel == "ssm":
+        mode = compile_mode(config.BasicSettings.Compile, device)
+        captured = device.type == "cuda" and "graph" in mode
+        refuse_capture(config.Models.WorldModel.SSMScan, captured=captured)
     use_threads(config.BasicSettings.Threads)
     use_precision(config.BasicSettings, device)
     if arguments.trajectory_path and not config.JointTrainAgent.UseDemonstration:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pwm_core.commands.cli import make_agent, overrides
-from pwm_core.config import Config
+from pwm_core.config import ROUNDING, Config
 from pwm_core.config_file import leaves, load_config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
@@ -64,7 +64,8 @@ def open_run(domain: Domain, arguments: argparse.Namespace) -> TrainedRun:
 def _trained_with(config: Config) -> dict[str, Any]:
     """The keys that the weights of a run depend on, with their values."""
     basic = config.BasicSettings.model_dump(include={"ObsType", "ObsShape"})
-    return leaves({"Models": config.Models.model_dump(), "BasicSettings": basic})
+    found = leaves({"Models": config.Models.model_dump(), "BasicSettings": basic})
+    return {key: value for key, value in found.items() if key not in ROUNDING}
 
 
 def _config(

@@ -46,9 +46,12 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 def available_backends(device: torch.device) -> tuple[str, ...]:
     """The members of :data:`BACKENDS` that run on ``device``.
 
-    ``triton`` needs CUDA, or ``TRITON_INTERPRET=1`` for Triton's (slow) interpreter.
+    ``triton`` needs CUDA and Triton's driver, or ``TRITON_INTERPRET=1`` for Triton's (slow)
+    interpreter.
     """
-    runs = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    runs = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type == "cuda" and HAS_TRITON:
+        runs = runs or torch.compiler.is_compiling() or _driver_loads()
     return BACKENDS if HAS_TRITON and runs else BACKENDS[:-1]
 
 
@@ -91,6 +94,8 @@ def check_backend(backend: str, device: torch.device) -> None:
         raise ValueError(f"scan backend {backend!r} is none of {', '.join(BACKENDS)}")
     if backend not in available_backends(device):
         reason = f"a CUDA device, not {device.type}" if HAS_TRITON else "the package triton"
+        if HAS_TRITON and device.type == "cuda":
+            reason = "Triton's driver, which does not load here"
         raise UserError(
             f"Models.WorldModel.Scan: {backend} needs {reason}; use "
             "-set Models.WorldModel.Scan=chunked, which computes the same numbers everywhere"

@@ -12,7 +12,7 @@ from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
 from pwm_core.models.sequence_models import mixer_blocks, ssm
 from pwm_core.models.sequence_models.gru import GRUMixer
-from pwm_core.models.sequence_models.ssm import SSMMixer
+from pwm_core.models.sequence_models.ssm import SSMMixer, refuse_capture
 from tests.helpers import WIDTH, Data, disturb, load_small
 
 FIRSTS = ((0, 0), (0, 4), (1, 3), (1, 4), (2, 6))
@@ -111,6 +111,13 @@ def test_transitions_start_on_the_disc_and_stay_stable() -> None:
     assert shares == pytest.approx([0.0625, 0.25, 0.5625], abs=0.025)  # by area
     mixer.rate.data.fill_(-30.0)  # whatever training does to it
     assert mixer.transition().exp().abs().max() <= 1
+
+
+def test_the_fft_is_refused_before_a_run_whose_steps_are_recorded() -> None:
+    refuse_capture("fft", captured=False)
+    refuse_capture("odd_even", captured=True)
+    with pytest.raises(UserError, match=r"SSMScan=odd_even or BasicSettings.Compile=off"):
+        refuse_capture("fft", captured=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

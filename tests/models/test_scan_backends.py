@@ -119,6 +119,15 @@ def test_triton_compiles_without_a_gpu(code: str, tmp_path: Path) -> None:
     subprocess.run(command, env=environment, cwd=REPOSITORY, check=True, timeout=300)
 
 
+def test_triton_is_refused_where_its_driver_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an image without a C compiler: else the first launch would end the run."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(scan, "HAS_TRITON", True)
+    monkeypatch.setattr(scan, "_driver_loads", lambda: False)
+    with pytest.raises(UserError, match=r"needs Triton's driver, which does not load here; use"):
+        check_backend("triton", torch.device("cuda"))
+
+
 def test_the_config_takes_every_backend() -> None:
     for name in BACKENDS:
         assert load_small(f"Models.WorldModel.Scan={name}").Models.WorldModel.Scan == name

@@ -30,6 +30,7 @@ from tests.helpers_runs import (
     atari,
     crash_at,
     dmc,
+    evaluate_counting,
     folder,
     last_step,
     records,
@@ -203,6 +204,18 @@ def test_a_run_may_go_on_with_another_way_to_compute_its_steps(
     assert capsys.readouterr().out.count(note) == 1
     assert RunFolder.open("run").config(DEFAULTS).BasicSettings.Compile == "graph"
     assert_same_run(whole, folder("run"))  # on a CPU, graph is off
+
+
+def test_a_run_may_go_on_and_be_evaluated_with_another_scan(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a run with Scan=triton must on a CPU; the refusal of triton says so."""
+    other = "Models.WorldModel.Scan=sequential"
+    interrupted()
+    train_counting("run", "-resume", overrides=[*QUICK, other])
+    assert "Models.WorldModel.Scan was chunked and is sequential" in capsys.readouterr().out
+    assert records(folder("run"))[-1]["step"] == records(whole)[-1]["step"]
+    assert evaluate_counting("run", "-set", "Models.WorldModel.Scan=chunked").name == "run.csv"
 
 
 def test_a_finished_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:

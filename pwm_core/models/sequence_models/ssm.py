@@ -84,17 +84,30 @@ class SSMMixer(Mixer):
         return torch.complex(zeros, zeros)
 
 
+def refuse_capture(scan: str, *, captured: bool) -> None:
+    """Refuse a scan that cannot be recorded as a CUDA graph.
+
+    Args:
+        scan: ``Models.WorldModel.SSMScan``.
+        captured: whether the step is recorded.
+
+    Raises:
+        UserError: the scan is ``fft``, and the step is recorded.
+    """
+    if scan == "fft" and captured:
+        raise UserError(
+            "Models.WorldModel.SSMScan: fft looks at the resets of a batch, which a CUDA graph "
+            "cannot; use -set Models.WorldModel.SSMScan=odd_even or BasicSettings.Compile=off"
+        )
+
+
 def _has_reset_inside(is_first: Tensor) -> bool:
     """Whether any step but the first of ``is_first`` (B, T) is a reset. It waits for the device.
 
     Raises:
         UserError: a CUDA graph is being recorded, which cannot branch.
     """
-    if is_first.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise UserError(
-            "Models.WorldModel.SSMScan: fft looks at the resets of a batch, which a CUDA graph "
-            "cannot; use -set Models.WorldModel.SSMScan=odd_even or BasicSettings.Compile=off"
-        )
+    refuse_capture("fft", captured=is_first.is_cuda and torch.cuda.is_current_stream_capturing())
     return bool(is_first[:, 1:].any())
 
 
