@@ -190,7 +190,7 @@ class AtariEnv(VectorEnv):
         return super().random_actions(rng)
 
     def close(self) -> None:
-        """Stop the emulators' threads."""
+        """Close the environments. The emulators' threads end when this object is dropped."""
         self._env.close()
 
 

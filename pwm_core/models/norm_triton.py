@@ -90,7 +90,7 @@ def _sizes(width: int, silu: bool) -> dict[str, Any]:
 def _norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, silu: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result (M, W) in ``dtype``, and the mean and 1 / sqrt(var + eps) of each row, (M,)."""
+    """The result (N, W) in ``dtype``, and the mean and 1 / sqrt(var + eps) of each row, (N,)."""
     y, mean, inverse = _norm_shapes(x, weight, bias, eps, silu, dtype)
     with torch.cuda.device_of(x):
         _forward_kernel[(len(x),)](
@@ -111,7 +111,7 @@ def _norm_shapes(
 def _norm_backward(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor, d_y: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x (M, W), and of weight and bias, (2, W) float32."""
+    """The gradients of x (N, W), and of weight and bias, (2, W) float32."""
     d_x = torch.empty_like(x)
     groups = min(GROUPS, len(x))
     d_weights = mean.new_empty(2, groups, x.shape[1])

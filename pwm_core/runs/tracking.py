@@ -37,7 +37,7 @@ class Sink(Protocol):
         """Receive all scalars of one step."""
 
     def video(self, step: int, name: str, frames: np.ndarray, path: Path) -> None:
-        """Receive ``frames`` (T, H, W, 3) uint8, which are already written to ``path`` as mp4."""
+        """Receive ``frames`` (T, height, width, 3) uint8, already written to ``path`` as mp4."""
 
     def close(self) -> None:
         """Write everything and close."""
@@ -276,7 +276,7 @@ class Tracker:
         self._pending.update(metrics)
 
     def video(self, step: int, name: str, frames: np.ndarray) -> None:
-        """Write ``frames`` (T, H, W, 3) uint8 as an mp4, and pass them to all sinks.
+        """Write ``frames`` (T, height, width, 3) uint8 as an mp4, and pass them to all sinks.
 
         The frames may not change afterwards. The sinks get them when the file is there.
         """

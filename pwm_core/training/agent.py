@@ -57,8 +57,9 @@ def _compiler(device: torch.device) -> Callable[..., Any]:
     """torch.compile for fixed shapes.
 
     On a CPU the kernels are called from C++. They are the same, so the numbers are too, but a step
-    of hundreds of short kernels does not wait for Python between them. Built apart from the
-    kernels, what calls them is not optimised as they are, which saves a fifth of the compiling.
+    of hundreds of short kernels does not wait for Python between them. The code that calls the
+    kernels is built apart from them and with less optimisation, which saves a fifth of the time
+    that compiling takes.
     """
     options = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
     return partial(torch.compile, dynamic=False, options=options if device.type == "cpu" else None)

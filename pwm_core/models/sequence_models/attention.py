@@ -155,7 +155,7 @@ class ImaginationState:
 
     It has room for all of them from the start. A compiled step reads all of it, and a mask hides
     what is still free: so its shapes are the same however many steps there are, and it is compiled
-    once. Else a step reads what is held only.
+    once. A step that is not compiled reads only the filled part of the cache.
 
     Args:
         model: computes the keys and values.

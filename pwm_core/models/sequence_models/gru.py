@@ -17,9 +17,12 @@ from pwm_core.models.sequence_models.mixer_blocks import Mixer, MixerModel
 class GRUMixer(Mixer):
     """A GRU (Cho et al., 2014, in the form of cuDNN and torch), whose output is its state::
 
-    r, s = sigmoid(W_r u_t + U_r h_{t-1}), sigmoid(W_s u_t + U_s h_{t-1})
-    n    = tanh(W_n u_t + r * (U_n h_{t-1}))
-    h_t  = (1 - s) * n + s * h_{t-1}
+        r = sigmoid(W_r u_t + b_r + U_r h_{t-1} + c_r)
+        s = sigmoid(W_s u_t + b_s + U_s h_{t-1} + c_s)
+        n = tanh(W_n u_t + b_n + r * (U_n h_{t-1} + c_n))
+        h_t = (1 - s) * n + s * h_{t-1}
+
+    b are the biases of the input and c those of the state.
     """
 
     def __init__(self, models: Models) -> None:

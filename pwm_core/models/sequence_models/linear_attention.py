@@ -25,7 +25,8 @@ class BlockHistory(NamedTuple):
     """The states of one block after every step of B sequences.
 
     Attributes:
-        memory: the attention states ``S_t`` (B, T, E, V), in float32 also under autocast.
+        memory: the attention states ``S_t`` of all steps, in factors where the scan does not
+            compute them in full; see :class:`States`. They are float32 also under autocast.
         previous: (B, T, D) the block's inputs ``u_t``, for token mixing.
     """
 
