@@ -70,3 +70,16 @@ def test_help_trains_nothing(tree: Path) -> None:
     assert done.returncode == 0
     assert "-env_name" in done.stdout
     assert not (tree / "ckpt").exists()
+
+
+def test_an_environment_without_pip_is_one_line(tmp_path: Path) -> None:
+    """An interrupted first call leaves one."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for file in ROOT.glob("requirements*.txt"):
+        shutil.copy(file, tmp_path)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
+    command = ["bash", "-c", ". scripts/install.sh requirements.txt"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: .venv has no pip; remove that folder")
+    assert len(done.stderr.splitlines()) == 1
