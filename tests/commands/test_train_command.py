@@ -81,7 +81,7 @@ def test_same_seed_same_metrics(clone: Clone, trained: Result, trained_from_root
 
 
 def test_offline_wandb_run_holds_the_metrics(clone: Clone, trained: Result) -> None:
-    (path,) = clone.folder(NAME).glob("wandb/offline-run-*/*.wandb")
+    path = min(clone.folder(NAME).glob("wandb/offline-run-*/*.wandb"))  # an evaluation adds one
     history: dict[int, dict[str, float]] = {}
     videos, config, group = [], {}, ""
     for record in read_wandb(path):
