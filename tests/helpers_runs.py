@@ -167,7 +167,7 @@ for line in sys.stdin:
         print(child, flush=True)
         continue
     code = 0
-    signal.alarm(200)
+    signal.alarm(600)
     try:
         for number, name in (1, ".out"), (2, ".err"):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC

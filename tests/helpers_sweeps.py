@@ -83,7 +83,7 @@ class SweepTree:
     def sweep(self, file: Path, *given: str, status: int = 0, **options: Any) -> str:
         """Run :meth:`start` to its end and return what it printed."""
         process = self.start(file, *given, **options)
-        text = process.communicate(timeout=240)[0]
+        text = process.communicate(timeout=600)[0]
         assert process.returncode == status, text
         return text
 

@@ -34,7 +34,7 @@ def test_a_run_is_trained_evaluated_collected_and_then_left_alone(
     process = sweeps.start(file)
     wait_for(lambda: sweeps.has_point("cartpole_balance-seed1"))
     os.kill(sweeps.trainer("cartpole_balance-seed1"), signal.SIGKILL)
-    text = process.communicate(timeout=200)[0]
+    text = process.communicate(timeout=600)[0]
     assert process.returncode == 2, text
     assert "cartpole_balance-seed1: train failed: killed by SIGKILL" in text
     assert "cartpole_balance-seed1: goes on from step" in text
@@ -79,7 +79,7 @@ def test_a_sweep_that_is_interrupted_goes_on_exactly(sweeps: SweepTree, tree: Ru
         first.kill()  # its training gets SIGTERM from the kernel
         first.communicate()
         os.kill(sweeps.trainer("Boxing-seed1"), signal.SIGTERM)
-        text = second.communicate(timeout=240)[0]
+        text = second.communicate(timeout=600)[0]
         assert second.returncode == 0, text
     finally:
         for process in filter(None, (first, second)):
