@@ -12,7 +12,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from pwm_core.commands.eval import run as run_evaluation
 from pwm_core.commands.train import run as run_training
 from pwm_core.domain import Domain
 from pwm_core.paths import REPOSITORY, find_logdir
+from tests.fork_server import ForkServer
 from tests.helpers_envs import CONFIG, TINY, CountingEnv, counting_domain
 from tests.helpers_processes import alive
 
@@ -153,45 +153,12 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 # ----------------------------------------------------------------------------------- as processes
 
-SERVER = """
-import json, os, resource, runpy, signal, sys, traceback
-sys.path.insert(0, os.getcwd())
-import torch._dynamo, pwm_atari.train, pwm_dmc.train
-for line in sys.stdin:
-    job = json.loads(line)
-    if "wait" in job:
-        print(os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1]), flush=True)
-        continue
-    child = os.fork()
-    if child:
-        print(child, flush=True)
-        continue
-    code = 0
-    signal.alarm(600)
-    try:
-        for number, name in (1, ".out"), (2, ".err"):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            os.dup2(os.open(job["output"] + name, flags), number)
-        os.environ.update(job["environ"])
-        for limit, value in job["limits"].items():
-            resource.setrlimit(int(limit), (value, value))
-        sys.argv = [job["script"], *job["argv"]]
-        runpy.run_path(job["script"], run_name="__main__")
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush(), sys.stderr.flush(), os._exit(code)
-"""
-"""Runs scripts in forked children, which spares each of them seconds of imports."""
-
 
 @dataclass
 class Job:
     """A command that runs."""
 
-    tree: RunTree
+    server: ForkServer
     pid: int
     output: str
 
@@ -200,7 +167,7 @@ class Job:
 
     def wait(self) -> int:
         """Its exit status, or the negative number of the signal that ended it."""
-        return int(self.tree.ask({"wait": self.pid}))
+        return self.server.wait(self.pid)
 
     @property
     def running(self) -> bool:
@@ -251,44 +218,32 @@ class RunTree:
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(REPOSITORY / name, self.root / name, ignore=ignore)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "NETRC"))}
-        self._server = subprocess.Popen(
-            [sys.executable, "-u", "-O", "-c", SERVER],
-            cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=kept | {"HOME": str(path), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        environ = kept | {"HOME": str(path), "OMP_NUM_THREADS": "1"}
+        imports = ["pwm_atari.train", "pwm_dmc.train"]
+        self._server = ForkServer(self.root, environ, imports)
         self._jobs = 0
-
-    def ask(self, job: dict[str, Any]) -> str:
-        self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
-        return self._server.stdout.readline()
 
     def start(
         self, domain: str, *argv: str, limits: dict[int, int] | None = None, **environ: str
     ) -> Job:
         """``train.py`` of a domain; ``limits`` are resource limits by their number."""
-        script = f"pwm_{domain}/train.py"
-        return self._start(script, [*argv, "-device", "cpu"], limits or {}, environ)
+        argv = (*argv, "-device", "cpu")
+        return self._start(f"pwm_{domain}/train.py", argv, environ=environ, limits=limits)
 
     def quickstart(self, *argv: str) -> Job:
         """What ``./train.sh`` and ``./eval.sh`` call; the first word says which."""
-        return self._start("pwm_core/commands/quickstart.py", argv, {}, {})
+        return self._start("pwm_core/commands/quickstart.py", argv)
 
-    def _start(
-        self, script: str, argv: Sequence[str], limits: dict[int, int], environ: dict[str, str]
-    ) -> Job:
+    def _start(self, script: str, argv: Sequence[str], **options: Any) -> Job:
         self._jobs += 1
         output = f"{self.root.parent}/output{self._jobs}"
-        job = {"script": str(self.root / script), "argv": list(argv), "output": output}
-        pid = self.ask(job | {"environ": environ, "limits": limits})
-        return Job(self, int(pid), output)
+        return Job(self._server, self._server.start(script, argv, output, **options), output)
 
     def folder(self, name: str) -> Path:
         return self.root / "ckpt" / name
 
     def close(self) -> None:
-        self._server.stdin.close()
-        self._server.wait(timeout=30)
+        self._server.close()
 
 
 MODELS = (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pwm_core.paths import REPOSITORY
+from tests.fork_server import ForkServer
 
 NAME = "Pong-life_done-pwm-100k"
 STEPS = (1000, 1030)
@@ -21,37 +22,6 @@ QUICK = (
     "JointTrainAgent={VideoLogStep: 1020, LogEverySteps: 5, EvalEnvs: 2, EvalEpisodes: 2}",
 )
 CONFIG = "config_files/atari_tiny.yaml"
-
-SERVER = """
-import json, os, runpy, signal, sys, traceback
-sys.path.insert(0, os.getcwd())
-import torch._dynamo, pwm_atari.train
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if child:
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
-    code = 0
-    signal.alarm(120)
-    open(job["output"] + "modules", "w").close()
-    try:
-        for number, name in (1, "stdout"), (2, "stderr"):
-            os.dup2(os.open(job["output"] + name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        os.chdir(job["cwd"])
-        os.environ.update(job["environ"])
-        sys.argv = [job["script"], *job["argv"]]
-        runpy.run_path(job["script"], run_name="__main__")
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    with open(job["output"] + "modules", "w") as file:
-        file.write(" ".join(sys.modules))
-    sys.stdout.flush(), sys.stderr.flush(), os._exit(code)
-"""
-"""Runs scripts in forked children, which spares each of them seconds of imports."""
 
 
 @dataclass
@@ -93,11 +63,7 @@ class Clone:
             subprocess.run([*git, *arguments], cwd=self.root, check=True, env=environment(folder))
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=self.root, capture_output=True)
         self.commit = head.stdout.decode().strip()
-        self._server = subprocess.Popen(
-            [sys.executable, "-u", "-O", "-c", SERVER],
-            cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment(folder),
-        )  # fmt: skip
+        self._server = ForkServer(self.root, environment(folder), ["pwm_atari.train"])
 
     def run(self, *arguments: str, cwd: str = ".") -> Result:
         """``python -u -O ARGUMENTS`` in a process of its own, from a folder of the clone."""
@@ -110,18 +76,13 @@ class Clone:
 
     def call(self, script: str, *argv: str, cwd: Path | None = None, **environ: str) -> Result:
         """The same in a fork of a process that has imported torch already."""
-        output = f"{self.home}/output."
-        job = {
-            "script": str(self.root / script), "argv": argv, "output": output,
-            "cwd": str(cwd or self.root), "environ": environ,
-        }  # fmt: skip
-        self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
-        status = int(self._server.stdout.readline())
-        stdout, stderr, modules = (
-            Path(output + name).read_text() for name in ("stdout", "stderr", "modules")
-        )
-        return Result(status, stdout, stderr, set(modules.split()))
+        output = f"{self.home}/output"
+        pid = self._server.start(script, argv, output, cwd=cwd, environ=environ, modules=True)
+        status, modules = self._server.wait(pid), Path(f"{output}.modules")
+        loaded = set(modules.read_text().split()) if modules.exists() else set()
+        modules.unlink(missing_ok=True)
+        stdout, stderr = (Path(f"{output}.{name}").read_text() for name in ("out", "err"))
+        return Result(status, stdout, stderr, loaded)
 
     def train(self, *argv: str, **options: Any) -> Result:
         return self.call("pwm_atari/train.py", *argv, **options)
@@ -145,5 +106,4 @@ class Clone:
         return header, [[float(cell) for cell in row] for row in rows], about
 
     def close(self) -> None:
-        self._server.stdin.close()
-        self._server.wait(timeout=30)
+        self._server.close()
