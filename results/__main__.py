@@ -11,30 +11,18 @@ from __future__ import annotations
 
 import sys
 import webbrowser
-from pathlib import Path
 
 from pwm_core.commands import cli
 from pwm_core.errors import UserError
-from pwm_core.paths import find_logdir
+from results.flags import ResultsParser
 
 NEEDED = "requirements-results.txt"
 
 
 def _arguments() -> cli.argparse.Namespace:
-    scores, runs = find_logdir().scores, find_logdir().runs
-    parser = cli.Parser(prog="python -m results", description=__doc__.split("::")[0])
-    parser.add_argument("-o", "--output", type=Path, default=None, help="folder to write into")
-    parser.add_argument("--scores", type=Path, default=scores, help="folder of score files")
-    parser.add_argument("--runs", type=Path, default=runs, help="folder of run folders")
+    parser = ResultsParser("results", __doc__, "report")
     parser.add_argument("--open", action="store_true", help="show the page in a browser")
-    parser.add_argument("--reps", type=int, default=2000, help="bootstrap samples (2000)")
-    arguments = parser.parse_args()
-    for folder in (arguments.scores, arguments.runs):
-        if folder not in (scores, runs) and not folder.is_dir():
-            raise UserError(f"there is no folder {folder}")
-    if arguments.reps < 100:
-        raise UserError(f"--reps {arguments.reps} is not valid: at least 100 are needed")
-    return arguments
+    return parser.checked()
 
 
 def main() -> None:

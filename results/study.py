@@ -22,7 +22,7 @@ from pwm_core.commands import cli
 from pwm_core.commands.plot import read_metrics
 from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
-from pwm_core.paths import find_logdir
+from results.flags import ResultsParser
 
 BOUNDS = {"Catch": (-1.0, 1.0)}
 """The least and the largest return of tasks whose benchmark has no ``full_score``."""
@@ -139,11 +139,9 @@ def order(outcomes: list[Outcome], default: str) -> list[str]:
     """The variants: the default first, the others by name.
 
     Raises:
-        UserError: there is no run, or none of the default.
+        UserError: there is no run of the default.
     """
     names = sorted({one.variant for one in outcomes})
-    if not names:
-        raise UserError("no run of that study has finished; its runs end in -<suffix>-seed<N>")
     if default not in names:
         raise UserError(f"there is no run of the variant {default}; there are {', '.join(names)}")
     return [default, *(name for name in names if name != default)]
@@ -280,20 +278,11 @@ def write_markdown(made: dict[str, pd.DataFrame], variants: list[str], path: Pat
 
 
 def _arguments() -> cli.argparse.Namespace:
-    parser = cli.Parser(prog="python -m results.study", description=(__doc__ or "").split("::")[0])
+    parser = ResultsParser("results.study", __doc__, "study_<suffix>")
     parser.add_argument("suffix", help="suffix of the sweep, which ends the names of its runs")
     parser.add_argument("--default", default="default", help="variant to compare with (default)")
     parser.add_argument("--tasks", type=lambda text: text.split(","), help="A,B: of these only")
-    parser.add_argument("--scores", type=Path, default=find_logdir().scores)
-    parser.add_argument("--runs", type=Path, default=find_logdir().runs)
-    parser.add_argument("-o", "--output", type=Path, default=None, help="<scores>/study_<suffix>")
-    parser.add_argument("--reps", type=int, default=2000, help="bootstrap samples (2000)")
-    arguments = parser.parse_args()
-    if not arguments.scores.is_dir():
-        raise UserError(f"there is no folder {arguments.scores}")
-    if arguments.reps < 100:
-        raise UserError(f"--reps {arguments.reps} is not valid: at least 100 are needed")
-    return arguments
+    return parser.checked()
 
 
 def main() -> None:
@@ -307,6 +296,11 @@ def main() -> None:
         raise UserError(f"{error.name} is not installed: pip install -r {needed}") from None
     problems: list[str] = []
     outcomes = read_outcomes(arguments.scores, arguments.runs, arguments.suffix, problems)
+    if not outcomes:
+        ends = f"-{arguments.suffix}-seed<N>"
+        raise UserError(
+            f"{arguments.scores} holds no scores of a finished run whose name ends in {ends}"
+        )
     outcomes = only_tasks(outcomes, arguments.tasks)
     variants = order(outcomes, arguments.default)
     check_equal_lengths(outcomes)

@@ -179,11 +179,12 @@ def test_the_command_writes_tables_and_figures(study: Folders) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["nothing"], "error: no run of that study has finished"),
+        (["nothing"], "holds no scores of a finished run whose name ends in -nothing-seed<N>"),
         (["abl", "--default", "lstm"], "there is no run of the variant lstm; there are default"),
         (["abl", "--tasks", "Catch,Pong"], "no run of Pong has finished; there are Catch, cart"),
         (["abl", "--reps", "3"], "--reps 3 is not valid"),
         (["abl", "--scores", "/nowhere"], "there is no folder /nowhere"),
+        (["abl", "--runs", "/nowhere"], "there is no folder /nowhere"),
     ],
 )
 def test_bad_input_is_one_line(study: Folders, flags: list[str], says: str) -> None:
