@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import os
 import secrets
+import sys
 from collections.abc import Sequence
 
 from pwm_core.commands.cli import Parser, run_command
@@ -66,9 +67,19 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _uses_slurm(arguments: argparse.Namespace) -> bool:
+    """Whether the runs go to Slurm. What only looks goes on where Slurm has commands here but does
+    not answer, as where they are installed and nothing is configured."""
     if arguments.slurm and not slurm.available():
         raise UserError("--slurm: there is no sbatch on this machine")
-    return slurm.available() and not arguments.local
+    if arguments.local or not slurm.available():
+        return False
+    if (arguments.dry_run or arguments.status) and not arguments.slurm:
+        try:
+            slurm.queue()
+        except UserError as error:
+            print(f"note: {error}", file=sys.stderr)
+            return False
+    return True
 
 
 def _check_writable(places: Places) -> None:

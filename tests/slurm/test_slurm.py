@@ -171,3 +171,8 @@ def test_a_slurm_that_does_not_answer_is_one_line(sweeps: SweepTree) -> None:
     del sweeps.environ["SLURM_CONF"]
     file = sweeps.write("one", DMC, 300, tasks="cartpole_balance")
     sweeps.refused(file, says="Slurm does not answer")
+    for look in ("--dry-run", "--status"):
+        text = sweeps.sweep(file, look)
+        assert text.startswith("note: Slurm does not answer"), text
+        assert "cartpole_balance" in text or "1 not started" in text, text
+    sweeps.refused(file, "--slurm", "--dry-run", says="Slurm does not answer")
