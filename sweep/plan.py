@@ -83,9 +83,12 @@ def _kind(
     path = ",".join(str(file.resolve()) for file in files)
     given = [flag for change in changes for flag in as_flags(change.overrides)]
     env_name = domain.benchmark.full_name(task)
-    config = load_config(path, defaults=domain.defaults, overrides=given)
-    domain.check_task(config, env_name)
-    config = domain.resolve(config, env_name)
+    try:
+        config = load_config(path, defaults=domain.defaults, overrides=given)
+        domain.check_task(config, env_name)
+        config = domain.resolve(config, env_name)
+    except UserError as error:
+        raise UserError(f"sweep {sweep.name}: {error}") from None
     budget = _last([change.budget for change in changes])
     if budget != "config" and any(LENGTH in leaves(change.overrides) for change in changes):
         raise UserError(

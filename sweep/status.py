@@ -152,18 +152,19 @@ def _say_time(
 ) -> None:
     known = [(run, speeds[run.variant, run.task]) for run in starting]
     hours = [run.steps / speed.rate / 3600 for run, speed in known if speed]
+    unknown = len(starting) - len(hours)
     if hours:
+        runs = f"for {len(hours)} of {len(starting)} runs" if unknown else "in all"
         wall = max(max(hours), sum(hours) / at_once)
         screen.print(
-            f"time: {sum(hours):.3g} hours of training in all, {wall:.3g} hours with "
+            f"time: {sum(hours):.3g} hours of training {runs}, {wall:.3g} hours with "
             f"{min(at_once, len(hours))} at a time; evaluation comes on top"
         )
     for source in sorted({f"{s.rate:.3g} steps/s measured: {s.source}" for _, s in known if s}):
         screen.print(f"  {escape(source)}")
-    unknown = len(starting) - len(hours)
     if unknown:
         screen.print(
-            f"time: nothing was measured yet with the config of {unknown} of them; "
+            f"time: unknown for {unknown}, since no run of their task and config was timed yet; "
             "python -m benchmarks.end_to_end --config FILE --save NAME measures it"
         )
 

@@ -144,7 +144,10 @@ def test_some_runs_of_a_local_sweep_cannot_be_cancelled(tmp_path: Path, places: 
             "budget: 9000 and an override of JointTrainAgent.SampleMaxSteps both say how long",
         ),
         ({**FILE, "per_task": {"Bxing": {}}}, "per_task.Bxing is no task of the sweep; did you"),
-        ({**FILE, "overrides": {"Models.Hiden": 3}}, "unknown key Models.Hiden; did you mean"),
+        (
+            {**FILE, "overrides": {"Models.Hiden": 3}},
+            ": -set Models.Hiden=3: unknown key Models.Hiden; did you mean",
+        ),
         ({**FILE, "overrides": {"Models.Hidden": 30}}, "HeadDivisor = 4 is impossible"),
         ({**FILE, "config": "none.yaml"}, "config file none.yaml does not exist"),
         ({**FILE, "suffix": "a/b"}, "suffix = 'a/b' is not valid"),
