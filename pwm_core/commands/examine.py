@@ -27,7 +27,6 @@ from pwm_core.models.actor_critic import CRITICS
 from pwm_core.paths import find_logdir
 from pwm_core.runs import pretrained
 from pwm_core.runs.files import write_text
-from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runtime import find_device, seed_everything, use_precision, use_threads
 from pwm_core.training.evaluation import RandomAgent
 from pwm_core.training.examination import Examination, examine
@@ -142,8 +141,7 @@ def main() -> None:
     if arguments.checkpoint == "all":
         raise UserError("-checkpoint: examine one at a time, last or a step")
     logdir = find_logdir(arguments.logdir)
-    pretrained.fetch(arguments.name, logdir)
-    domain = find_domain(RunFolder.open(arguments.name, logdir).metadata()["domain"])
+    domain = find_domain(pretrained.open_folder(arguments.name, logdir).metadata()["domain"])
     flags = ["-n", arguments.name, "-logdir", str(logdir.root)]
     flags += [part for override in arguments.set for part in ("-set", override)]
     trained = open_run(domain, cli.eval_parser(domain).parse_args(flags))

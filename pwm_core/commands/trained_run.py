@@ -46,8 +46,7 @@ def open_run(domain: Domain, arguments: argparse.Namespace) -> TrainedRun:
         UserError: there is no such run, or the flags contradict what it was trained with.
     """
     logdir = find_logdir(arguments.logdir)
-    pretrained.fetch(arguments.name, logdir)
-    folder = RunFolder.open(arguments.name, logdir)
+    folder = pretrained.open_folder(arguments.name, logdir)
     about = folder.metadata()
     if about["domain"] != domain.name:
         other = f"pwm_{about['domain']}"

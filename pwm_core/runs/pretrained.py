@@ -45,3 +45,14 @@ def fetch(name: str, logdir: LogDir) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"run {name} comes with the repository; it was copied to {target.path}")
+
+
+def open_folder(name: str, logdir: LogDir) -> RunFolder:
+    """The run ``name`` in ``logdir``. A published agent is copied there first.
+
+    Raises:
+        UserError: there is no such run and no such agent, or it cannot be copied.
+    """
+    fetch(name, logdir)
+    published = (path.parent.name for path in PRETRAINED.runs.glob("*/config.yaml"))
+    return RunFolder.open(name, logdir, others=published)

@@ -19,7 +19,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +121,16 @@ class RunFolder:
         run that did not start.
 
         Raises:
-            UserError: another process trains this run, or the file system has no locks.
+            UserError: another process trains this run, its folder cannot be made, or its file
+                system has no locks.
         """
         fresh = not self.path.exists()
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be made ({error.strerror}): choose another -logdir"
+            ) from None
         path = self.path / "lock"
         with open(path, "ab+", buffering=0) as file:
             try:
@@ -239,8 +245,11 @@ class RunFolder:
         write_text(self._config, dump_config(config))
 
     @classmethod
-    def open(cls, name: str, logdir: LogDir | None = None) -> RunFolder:
+    def open(cls, name: str, logdir: LogDir | None = None, others: Iterable[str] = ()) -> RunFolder:
         """An existing run.
+
+        Args:
+            others: names that a wrong one may stand for besides those of the runs.
 
         Raises:
             UserError: there is no run of that name.
@@ -248,7 +257,7 @@ class RunFolder:
         folder = cls(name, logdir)
         if not folder.exists:
             runs = folder.path.parent
-            known = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
+            known = sorted({path.parent.name for path in runs.glob("*/config.yaml")} | {*others})
             hint = closest(name, known) or (f"; runs: {', '.join(known[:8])}" if known else "")
             raise UserError(f"there is no run named {name} in {runs}{hint}")
         return folder

@@ -48,3 +48,9 @@ def test_an_empty_folder_name_is_refused() -> None:
 def test_the_home_of_nobody_is_refused() -> None:
     with pytest.raises(UserError, match="-logdir ~nosuchuser/x: there is no such home directory"):
         find_logdir("~nosuchuser/x")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"run cannot be made \(Not a directory\): choose another"):
+        train_counting("run", "-logdir", str(tmp_path / "file"), overrides=SHORT)

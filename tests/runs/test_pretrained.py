@@ -100,3 +100,9 @@ def test_a_published_agent_is_not_published_onto_itself(
     with pytest.raises(UserError, match="is where agents are published"):
         main()
     assert RunFolder("run").checkpoint(60).is_file()
+
+
+def test_a_misspelled_agent_is_found() -> None:
+    """Though no run of its name is there yet."""
+    with pytest.raises(UserError, match=r"no run named Boxing-smal in .*mean 'Boxing-small'"):
+        pretrained.open_folder("Boxing-smal", find_logdir())
