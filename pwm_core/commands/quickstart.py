@@ -163,6 +163,8 @@ def _evaluate_and_draw(domain: Domain, arguments: argparse.Namespace, config: Co
     print(f"curve: {curve}")
     print(f"metrics: {folder.metrics}")
     print(f"checkpoints: {folder.path / 'checkpoints'}")
+    print(f"videos: {folder.videos}")
+    print(f"another evaluation: ./eval.sh -run_name {folder.name} -video 1")
 
 
 def _random_play(domain: Domain, config: Config, task: str) -> float:
