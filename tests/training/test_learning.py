@@ -75,7 +75,7 @@ def train_catch(file: str, seed: int, folder: Path) -> tuple[float, float, float
     Args:
         file: the config file.
     """
-    torch.set_num_threads(1)  # the two seeds run side by side, a core each
+    torch.set_num_threads(1)
     device = find_device("cpu")
     config = load_config(
         f"config_files/{file}",
@@ -106,27 +106,25 @@ def train_catch(file: str, seed: int, folder: Path) -> tuple[float, float, float
 
 
 @pytest.mark.parametrize(
-    "file",
+    ("file", "seed"),
     [
-        pytest.param("atari_catch.yaml", marks=pytest.mark.slow),
-        pytest.param("STORM_tiny.yaml", marks=pytest.mark.long),
+        pytest.param("atari_catch.yaml", 1, marks=pytest.mark.slow),
+        pytest.param("atari_catch.yaml", 2, marks=pytest.mark.long),
+        pytest.param("STORM_tiny.yaml", 1, marks=pytest.mark.long),
+        pytest.param("STORM_tiny.yaml", 2, marks=pytest.mark.long),
     ],
 )
-def test_catch_is_learnt_from_pixels(file: str, tmp_path: Path) -> None:
-    """Two seeds learn to catch at least 80 % of the balls.
+def test_catch_is_learnt_from_pixels(file: str, seed: int, tmp_path: Path) -> None:
+    """The agent learns to catch at least 80 % of the balls.
 
     STORM moves at random at an episode's first step, so it can catch 97 % at most.
     """
-    seeds = (1, 2)
-    folders = [tmp_path / str(seed) for seed in seeds]
-    with multiprocessing.get_context("spawn").Pool(len(seeds)) as pool:
-        results = pool.starmap(
-            train_catch, [(file, *each) for each in zip(seeds, folders, strict=True)]
-        )
-    print(f"caught before and after, and time in plain passes, per seed: {results}")
-    assert all(before < 0.4 for before, _, _ in results)
-    assert all(after >= 0.8 for _, after, _ in results)
-    assert all(passes < PASSES[file] for _, _, passes in results)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        before, after, passes = pool.apply(train_catch, (file, seed, tmp_path))
+    print(f"caught {before:.0%} before and {after:.0%} after, in {passes:.0f} plain passes")
+    assert before < 0.4
+    assert after >= 0.8
+    assert passes < PASSES[file]
 
 
 def train_balance(seed: int, folder: Path, steps: int) -> tuple[float, dict[int, float]]:
