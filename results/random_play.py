@@ -36,7 +36,7 @@ def measure(domain: Domain, config: Config, task: str, episodes: int, seed: int)
     """Play whole episodes with random actions in one environment."""
     env = domain.make_env(config, task, 1, seed)
     try:
-        return play(RandomAgent(env, seed), env, episodes)
+        return play(RandomAgent(env, seed), env, episodes, phase="random play")
     finally:
         env.close()
 

@@ -98,7 +98,8 @@ def _play(
     env = domain.make_env(trained.config, settings.task, settings.envs, seed)
     try:
         agent = load_agent(domain, trained, env, step, device)
-        return play(agent, env, settings.episodes, greedy=settings.greedy)
+        phase = f"checkpoint {step}"
+        return play(agent, env, settings.episodes, greedy=settings.greedy, phase=phase)
     finally:
         env.close()
 

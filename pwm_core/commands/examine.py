@@ -72,8 +72,8 @@ def run(domain: Domain, trained: TrainedRun, arguments: argparse.Namespace) -> F
     env = domain.make_env(config, task, 1, seed + RECORDING_SEEDS)
     try:
         agent = load_agent(domain, trained, env, step, device)
-        recording = play(agent, env, steps, {})
-        random = play(RandomAgent(env, seed), env, steps, {})
+        recording = play(agent, env, steps, {}, phase="the agent")
+        random = play(RandomAgent(env, seed), env, steps, {}, phase="random play")
     finally:
         env.close()
     given, horizon = arguments.given, config.JointTrainAgent.ImagineHorizon

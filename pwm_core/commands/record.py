@@ -83,19 +83,21 @@ def play(
     about: dict[str, Any],
     *,
     greedy: bool = False,
+    phase: str = "recording",
 ) -> Recording:
     """The ``steps`` steps that ``agent`` takes in the single environment ``env``.
 
     Args:
         about: where the recording is from.
         greedy: take the policy's mode instead of a sample.
+        phase: what the progress bar shows in front.
     """
     state, obs, is_first = agent.initial_state(1), env.reset(), np.ones(1, bool)
     taken: dict[str, list[np.ndarray]] = {
         name: [] for name in ("obs", "action", "reward", "done", "is_first")
     }
     returns = []
-    with progress_bar(steps, "step") as bar:
+    with progress_bar(steps, "step", phase=phase) as bar:
         for _ in range(steps):
             action = agent.act(obs, is_first, state, greedy=greedy)
             result = env.step(action)

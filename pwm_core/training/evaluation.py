@@ -18,7 +18,12 @@ def quotas(episodes: int, num_envs: int) -> np.ndarray:
 
 
 def play(
-    agent: Agent | RandomAgent, env: VectorEnv, episodes: int, *, greedy: bool = False
+    agent: Agent | RandomAgent,
+    env: VectorEnv,
+    episodes: int,
+    *,
+    greedy: bool = False,
+    phase: str = "",
 ) -> list[Episode]:
     """Play whole episodes.
 
@@ -27,6 +32,7 @@ def play(
             unrecorded.
         episodes: how many are played in total.
         greedy: whether to take the policy's mode instead of a sample.
+        phase: what the progress bar shows in front.
 
     Returns:
         the episodes, environment by environment.
@@ -36,7 +42,7 @@ def play(
     taken: list[list[np.ndarray]] = [[] for _ in wanted]  # actions of the running episodes
     state = agent.initial_state(env.num_envs)
     obs, is_first = env.reset(), np.ones(env.num_envs, bool)
-    with progress_bar(episodes, "episode") as bar:
+    with progress_bar(episodes, "episode", phase=phase) as bar:
         while any(len(p) < n for p, n in zip(played, wanted, strict=True)):
             actions = agent.act(obs, is_first, state, greedy=greedy)
             for actions_of_env, action in zip(taken, actions, strict=True):

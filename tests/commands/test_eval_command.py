@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Sequence
 
@@ -37,7 +38,7 @@ def test_eval_writes_scores_and_where_they_come_from(clone: Clone, evaluated: Re
     mean = f"{rows[0][2]:.2f}"
     error = f"{np.std(rows[0][4:], ddof=1) / np.sqrt(2):.2f}"
     assert f"mean return {mean} +- {error} " in evaluated.stdout
-    assert "2/2" in evaluated.stderr
+    assert re.search(r"checkpoint \d+: 100%.* 2/2 ", evaluated.stderr), evaluated.stderr
     assert str(clone.root / "eval_result" / f"{NAME}.csv") in evaluated.stdout
 
 
