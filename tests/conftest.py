@@ -30,8 +30,8 @@ def pytest_report_header() -> list[str]:
     return [f"gymnasium is not installed: left out are {', '.join(NEED_ENVIRONMENTS)}"]
 
 
-LONGEST = ("training/test_learning.py", "slurm/test_slurm.py", "runs/test_resume.py")
-"""Files of slow tests that take ten minutes each."""
+LONGEST = ("training/test_learning.py", "slurm/test_slurm.py", "runs/test_sigkill.py")
+"""Files of slow tests that take minutes each."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,10 +1,13 @@
-"""A short run of Pong and its evaluation, made once by the commands themselves."""
+"""A short run of Pong and its evaluation, which the commands make once, and config files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.commands.clone import CONFIG, NAME, QUICK, Clone, Result, flags
 
@@ -32,3 +35,15 @@ def evaluated(clone: Clone, trained: Result) -> Result:
         "eval.py", "-env_name", "ALE/Pong-v5", "-run_name", NAME, "-config_path", CONFIG,
         "-device", "cpu", "-seed", "1", cwd="pwm_atari",
     ).succeeded()  # fmt: skip
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[Any], Path]:
+    """Write a config file named ``mine.yaml``; text as it is, anything else as YAML."""
+
+    def _write(content: Any) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return path
+
+    return _write

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,20 +20,13 @@ from pwm_core.runtime import random_state, set_random_state
 from tests.helpers_counting import QUICK, damage, interrupted
 from tests.helpers_envs import DEFAULTS
 from tests.helpers_runs import (
-    PONG,
     CrashError,
-    RunTree,
     assert_same_run,
-    atari,
     crash_at,
-    dmc,
     evaluate_counting,
     folder,
-    last_step,
     records,
     train_counting,
-    wait_for,
-    wait_for_step,
 )
 
 pytestmark = pytest.mark.usefixtures("logdir")
@@ -350,60 +340,3 @@ def test_metrics_that_were_lost_are_reported(
     steps = [record["step"] for record in records(folder("run"))]
     assert steps[: len(kept)] == [json.loads(line)["step"] for line in kept]
     assert steps[-1] == 45
-
-
-# -------------------------------------------------------------------------------- real runs, killed
-
-
-def killed_five_times(tree: RunTree, domain: str, argv: list[str], first: int, last: int) -> None:
-    """SIGKILL at five random steps, and once at a random moment of the start."""
-    name, rng = argv[1], random.Random(argv[1])
-    run = tree.folder(name)
-    job = tree.start(domain, *argv)
-    time.sleep(rng.uniform(0, 1.5))
-    job.kill()
-    assert job.wait() == -signal.SIGKILL
-    for step in sorted(rng.sample(range(first, last), 5)):
-        job = tree.start(domain, *argv, "-resume")
-        wait_for_step(job, run, step)
-        time.sleep(rng.uniform(0, 0.1))
-        job.kill()
-        assert job.wait() == -signal.SIGKILL, "it ended before it was killed"
-    job = tree.start(domain, *argv, "-resume").ended()
-    assert re.search("^continuing from step [1-9]", job.stdout)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("domain", "make", "override", "first", "last"),
-    [
-        ("dmc", dmc, "BasicSettings.Seed=4", 420, 820),
-        ("dmc", dmc, "JointTrainAgent.BufferStorage=disk", 420, 820),
-        ("atari", atari, "BasicSettings.Seed=4", 120, 280),
-        ("atari", atari, "JointTrainAgent.NumEnvs=3", 120, 280),
-    ],
-    ids=["dmc", "dmc on disk", "atari", "atari, three games"],
-)
-def test_sigkill(
-    domain: str, make: Callable[..., list[str]], override: str, first: int, last: int, tree: RunTree
-) -> None:
-    """Four cartpoles in worker processes with a ring that wraps; Pong likewise."""
-    suffix = re.sub(r"\W", "", override)
-    argv, whole = (make(f"{domain}{kind}{suffix}", override) for kind in ("killed", "whole"))
-    tree.start(domain, *whole).ended()
-    killed_five_times(tree, domain, argv, first, last)
-    assert_same_run(tree.folder(whole[1]), tree.folder(argv[1]))
-
-
-def test_one_sigkill(tree: RunTree, pong: Path) -> None:
-    """The same once, with -deterministic; and what held the lock is dead."""
-    argv = [*atari("two", PONG, "JointTrainAgent.SaveEverySteps=15"), "-deterministic"]
-    job = tree.start("atari", *argv)
-    wait_for(lambda: last_step(tree.folder("two")) >= 120)
-    tree.start("atari", *argv, "-resume").refused(f"is being trained by process {job.pid} on ")
-    tree.start("atari", *argv).refused("-resume")
-    job.kill()
-    assert job.wait() == -signal.SIGKILL
-    assert (tree.folder("two") / "lock").exists()
-    tree.start("atari", *argv, "-resume").ended()
-    assert_same_run(pong, tree.folder("two"))

@@ -1,0 +1,77 @@
+"""A real ``train.py`` that is killed and resumed is the run that was not."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.helpers_runs import (
+    PONG,
+    RunTree,
+    assert_same_run,
+    atari,
+    dmc,
+    last_step,
+    wait_for,
+    wait_for_step,
+)
+
+
+def killed_five_times(tree: RunTree, domain: str, argv: list[str], first: int, last: int) -> None:
+    """SIGKILL at five random steps, and once at a random moment of the start."""
+    name, rng = argv[1], random.Random(argv[1])
+    run = tree.folder(name)
+    job = tree.start(domain, *argv)
+    time.sleep(rng.uniform(0, 1.5))
+    job.kill()
+    assert job.wait() == -signal.SIGKILL
+    for step in sorted(rng.sample(range(first, last), 5)):
+        job = tree.start(domain, *argv, "-resume")
+        wait_for_step(job, run, step)
+        time.sleep(rng.uniform(0, 0.1))
+        job.kill()
+        assert job.wait() == -signal.SIGKILL, "it ended before it was killed"
+    job = tree.start(domain, *argv, "-resume").ended()
+    assert re.search("^continuing from step [1-9]", job.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("domain", "make", "override", "first", "last"),
+    [
+        ("dmc", dmc, "BasicSettings.Seed=4", 420, 820),
+        ("dmc", dmc, "JointTrainAgent.BufferStorage=disk", 420, 820),
+        ("atari", atari, "BasicSettings.Seed=4", 120, 280),
+        ("atari", atari, "JointTrainAgent.NumEnvs=3", 120, 280),
+    ],
+    ids=["dmc", "dmc on disk", "atari", "atari, three games"],
+)
+def test_sigkill(
+    domain: str, make: Callable[..., list[str]], override: str, first: int, last: int, tree: RunTree
+) -> None:
+    """Four cartpoles in worker processes with a ring that wraps; Pong likewise."""
+    suffix = re.sub(r"\W", "", override)
+    argv, whole = (make(f"{domain}{kind}{suffix}", override) for kind in ("killed", "whole"))
+    tree.start(domain, *whole).ended()
+    killed_five_times(tree, domain, argv, first, last)
+    assert_same_run(tree.folder(whole[1]), tree.folder(argv[1]))
+
+
+def test_one_sigkill(tree: RunTree, pong: Path) -> None:
+    """The same once, with -deterministic; and what held the lock is dead."""
+    argv = [*atari("two", PONG, "JointTrainAgent.SaveEverySteps=15"), "-deterministic"]
+    job = tree.start("atari", *argv)
+    wait_for(lambda: last_step(tree.folder("two")) >= 120)
+    tree.start("atari", *argv, "-resume").refused(f"is being trained by process {job.pid} on ")
+    tree.start("atari", *argv).refused("-resume")
+    job.kill()
+    assert job.wait() == -signal.SIGKILL
+    assert (tree.folder("two") / "lock").exists()
+    tree.start("atari", *argv, "-resume").ended()
+    assert_same_run(pong, tree.folder("two"))
