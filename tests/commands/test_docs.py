@@ -36,3 +36,22 @@ def test_every_named_file_exists() -> None:
     }
     assert len(named) > 50
     assert [found for found in sorted(named) if not (REPOSITORY / found[1]).is_file()] == []
+
+
+def test_every_named_test_exists() -> None:
+    """Pages name tests as ``file::test``, or by the name of the function alone. Dots at the end
+    stand for the rest of a name."""
+    functions: dict[str, set[str]] = {}
+    for path in (REPOSITORY / "tests").rglob("test_*.py"):
+        functions[path.stem] = set(re.findall(r"def (test_\w+)\(", path.read_text("utf-8")))
+    everything = set().union(*functions.values())
+    missing, count = [], 0
+    for page in (REPOSITORY / "docs").glob("*.md"):
+        names = r"`(?:(test_\w+)::)?(test_\w+)(\.\.\.)?`"
+        for file, test, dots in re.findall(names, page.read_text("utf-8")):
+            known = functions.get(file, set()) if file else everything
+            count += 1
+            if not (any(name.startswith(test) for name in known) if dots else test in known):
+                missing.append(f"{page.name}: {file}::{test}")
+    assert count > 50
+    assert missing == []

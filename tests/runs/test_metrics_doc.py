@@ -17,7 +17,7 @@ from tests.helpers_runs import flags, train_on
 
 DOC = REPOSITORY / "docs" / "metrics.md"
 OF_EVAL = {"Evaluation/return", "Evaluation/std"}
-"""Logged by ``eval.py``; see ``test_results.py``."""
+"""Logged by ``eval.py``; see ``tests/results/test_tracked_scores.py``."""
 
 
 def documented() -> list[str]:
