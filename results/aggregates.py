@@ -17,7 +17,6 @@ METRICS: dict[str, Callable[[np.ndarray], float]] = {
     "IQM": metrics.aggregate_iqm,
     "optimality gap": metrics.aggregate_optimality_gap,
 }
-CONFIDENCE = 0.95
 
 
 class Matrix(NamedTuple):
@@ -107,11 +106,9 @@ def mean_intervals(values: np.ndarray, reps: int) -> np.ndarray:
     Returns:
         (2, tasks): low and high.
     """
-    runs, tasks = values.shape
-    picks = np.random.default_rng(0).integers(runs, size=(reps, runs, tasks))
-    means = np.take_along_axis(values[None], picks, axis=1).mean(axis=1)  # (reps, tasks)
-    outside = (1 - CONFIDENCE) / 2
-    return np.quantile(means, [outside, 1 - outside], axis=0)
+    with seeded():
+        found = library.get_interval_estimates({"": values}, lambda x: x.mean(axis=0), reps=reps)
+    return found[1][""]
 
 
 def profiles(matrices: dict[str, Matrix], reps: int) -> pd.DataFrame:

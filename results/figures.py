@@ -19,7 +19,7 @@ from results.headline import main_settings, random_scores
 from results.panels import Findings, Panel
 from results.settings import Result
 from results.shown import counts
-from results.style import GREY, INK, MARKERS, PAPER
+from results.style import GREY, MARKERS, PAPER
 
 FAR = 3.0
 """The axis is logarithmic if a normalised score is larger than this."""
@@ -182,18 +182,4 @@ def draw_profiles(found: pd.DataFrame, colours: dict[str, str], unit: str) -> Fi
     )  # fmt: skip
     axis.grid()
     figure.legend(loc="outside right upper")
-    return figure
-
-
-def draw_improvement(found: pd.DataFrame) -> Figure:
-    """Draw the probability of improvement with 95 % intervals, one row per pair."""
-    figure, axis = pyplot.subplots(figsize=(9, 1 + 0.3 * len(found)), layout="constrained")
-    for i, row in enumerate(found.itertuples()):
-        axis.plot([row.low, row.high], [i, i], color=GREY, lw=7, alpha=0.5, solid_capstyle="butt")
-        axis.plot(row.value, i, "o", ms=7, color=INK)
-    axis.axvline(0.5, color=GREY, ls="--", lw=1)
-    axis.set_yticks(range(len(found)), [f"{r.x} over {r.y}" for r in found.itertuples()])
-    axis.set(xlim=(-0.02, 1.02), ylim=(len(found) - 0.5, -0.5))
-    axis.set_xlabel("probability that a run of X scores above Y, mean over tasks")
-    axis.grid(axis="x")
     return figure

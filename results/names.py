@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,7 +84,7 @@ def config_name(domain: str, config: dict[str, Any]) -> ConfigName:
     if len(keys) > MOST_SHOWN:
         parts.append(f"variant {_digest({key: own[key] for key in keys})}")
     else:
-        parts += [f"{_words(key)} {_number(own[key])}" for key in keys]
+        parts += [f"{_words(key, own)} {_number(own[key])}" for key in keys]
     return ConfigName(", ".join(parts), lines)
 
 
@@ -97,10 +98,14 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _words(key: str) -> str:
-    """``Models.Agent.EntropyCoef`` -> ``entropy``; ``AgentUpdate`` -> ``agent update``."""
-    key = key.rpartition(".")[2].removesuffix("Coef")
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower()
+def _words(key: str, keys: Iterable[str]) -> str:
+    """``Models.Agent.EntropyCoef`` -> ``entropy``. Where another of ``keys`` ends in the same
+    part, the section is named too: ``Models.Agent.LR`` -> ``agent lr``."""
+    section, _, last = key.rpartition(".")
+    if sum(other.rpartition(".")[2] == last for other in keys) > 1:
+        last = section.rpartition(".")[2] + last
+    last = last.removesuffix("Coef")
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", last).lower()
 
 
 def _number(value: Any) -> str:

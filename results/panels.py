@@ -111,7 +111,7 @@ def gather(folder: Path, runs: Path) -> Findings:
         others=others,
         names=names,
         colours=colour_all(order),
-        videos=find_videos(folder, runs, problems),
+        videos=find_videos(folder, runs),
         tables=tables,
         normalise=Normaliser(tables),
         random=RandomPlay(folder, tables, problems),

@@ -15,7 +15,7 @@ from results.published import training_times
 from results.scores import Conditions
 from results.shown import Shown
 from results.style import save
-from results.videos import Video, best_run
+from results.videos import Allowance, Video, best_run
 
 ENOUGH = 10
 """The smallest number of runs for which their distribution is drawn."""
@@ -196,16 +196,17 @@ class Report:
             task, conditions, _ = known.get(video.run, (video.run, None, 0))
             groups.setdefault((task, conditions), []).append(video)
         section = Section("Videos", VIDEOS_TEXT)
-        filmed = False
+        filmed, allowance = False, Allowance()
         for (task, conditions), videos in sorted(groups.items(), key=lambda g: g[0][0]):
             run = best_run(videos, {name: seed for name, (_, _, seed) in known.items()})
-            shown = [video for video in videos if video.run == run]
+            shown = allowance.take([v for v in videos if v.run == run], findings.problems)
             name = f", {findings.names[conditions]}" if conditions else ""
             random = self._random_videos / f"{task}.mp4" if self._random_videos else None
             trained = any(video.kind == "evaluation" for video in shown)
             random = random if trained and random and random.is_file() else None
             filmed |= trained
-            section.blocks.append(Side(f"{task}{name} (run {run})", shown, random))
+            if shown:
+                section.blocks.append(Side(f"{task}{name} (run {run})", shown, random))
         if not filmed:
             section.text += " " + NOT_FILMED
         return section

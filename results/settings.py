@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -86,34 +87,44 @@ def settle(
     sampled actions, with any number of episodes. Then the length nearest to the published budget
     is preferred, then more seeds, then more episodes.
     """
-    groups: dict[Conditions, dict[str, dict[Evaluation, list[Score]]]] = defaultdict(
+    groups: dict[Conditions, dict[str, dict[Group, list[Score]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
     for score in scores:
-        groups[score.conditions][score.task][score.evaluation].append(score)
+        group = Group(score.evaluation, score.finished)
+        groups[score.conditions][score.task][group].append(score)
     found: Results = {}
     others: list[Score] = []
     for conditions, tasks in sorted(groups.items()):
         found[conditions] = {}
-        for task, evaluations in sorted(tasks.items()):
+        for task, own in sorted(tasks.items()):
             budget = budget_of(conditions, task)
-            best, *rest = sorted(evaluations, key=lambda e: _rank(e, evaluations[e], budget))
-            counted = _one_per_seed(task, evaluations[best], problems)
-            found[conditions][task] = Result(task, best, counted)
-            others += [score for score in evaluations[best] if score not in counted]
-            others += [score for evaluation in rest for score in evaluations[evaluation]]
-            if not best.plain:
+            best, *rest = sorted(own, key=lambda group: _rank(group, own[group], budget))
+            counted = _one_per_seed(task, own[best], problems)
+            found[conditions][task] = Result(task, best.evaluation, counted)
+            others += [score for score in own[best] if score not in counted]
+            others += [score for group in rest for score in own[group]]
+            if not best.evaluation.plain:
                 problems.append(
                     f"{task}, {conditions.config}: there are no scores of sampled actions under "
-                    f"the runs' own setting; shown are {best.label or best.text}"
+                    "the runs' own setting; shown are "
+                    f"{best.evaluation.label or best.evaluation.text}"
                 )
     return found, others
 
 
-def _rank(evaluation: Evaluation, scores: list[Score], budget: int | None) -> tuple[object, ...]:
+class Group(NamedTuple):
+    """What the scores of one mean have in common."""
+
+    evaluation: Evaluation
+    finished: bool
+
+
+def _rank(group: Group, scores: list[Score], budget: int | None) -> tuple[object, ...]:
+    evaluation = group.evaluation
     off = abs(math.log(evaluation.frames / budget)) if budget and evaluation.frames else 0.0
     return (
-        not all(score.finished for score in scores),
+        not group.finished,
         not evaluation.plain,
         round(off, 1),
         -len({score.seed for score in scores}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -77,7 +78,9 @@ def draw_scores(made: dict[str, pd.DataFrame], variants: list[str]) -> Figure:
         1, 3, figsize=(11, 0.32 * len(variants) + 1.2), sharey=True, layout="constrained"
     )
     places = {name: len(variants) - row for row, name in enumerate(variants)}
-    for colour, (task, own) in zip(COLOURS, made["scores"].groupby("task"), strict=False):
+    for colour, (task, own) in zip(
+        itertools.cycle(COLOURS), made["scores"].groupby("task"), strict=False
+    ):
         heights = [places[name] for name in own["variant"]]
         left.plot(own["normalised"], heights, "o", ms=3, color=colour, alpha=0.7, label=task)
     _draw_intervals(middle, made["difference"], places)

@@ -63,7 +63,7 @@ class Video:
         return f"{KINDS[self.kind].caption}{when}"
 
 
-def find_videos(scores: Path, runs: Path, problems: list[str]) -> list[Video]:
+def find_videos(scores: Path, runs: Path) -> list[Video]:
     """The newest video of each kind of each run, from run folders and from ``<run>.<kind>.mp4`` in
     ``scores``.
 
@@ -82,7 +82,7 @@ def find_videos(scores: Path, runs: Path, problems: list[str]) -> list[Video]:
     for run, kind in list(found):
         if kind == "imagination" and (run, "comparison") in found:
             del found[run, kind]
-    return _within(sorted(found.values(), key=_order), problems)
+    return sorted(found.values(), key=_order)
 
 
 def _order(video: Video) -> tuple[str, int]:
@@ -100,20 +100,26 @@ def best_run(videos: list[Video], seeds: dict[str, int]) -> str:
     return min({video.run for video in videos}, key=rank)
 
 
-def _within(videos: list[Video], problems: list[str]) -> list[Video]:
-    """As many videos as fit into :data:`MOST_BYTES`. The others are named in ``problems``."""
-    kept, total = [], 0
-    for video in videos:
-        size = video.path.stat().st_size
-        if total + size > MOST_BYTES:
-            problems.append(
-                f"{video.path}: not in the page, which would hold more than "
-                f"{MOST_BYTES // 10**6} MB of videos"
-            )
-            continue
-        total += size
-        kept.append(video)
-    return kept
+class Allowance:
+    """How much room is left for videos in a page of :data:`MOST_BYTES`."""
+
+    def __init__(self) -> None:
+        self._left = MOST_BYTES
+
+    def take(self, videos: list[Video], problems: list[str]) -> list[Video]:
+        """As many of ``videos`` as still fit. The others are named in ``problems``."""
+        kept = []
+        for video in videos:
+            size = video.path.stat().st_size
+            if size > self._left:
+                problems.append(
+                    f"{video.path}: not in the page, which would hold more than "
+                    f"{MOST_BYTES // 10**6} MB of videos"
+                )
+                continue
+            self._left -= size
+            kept.append(video)
+        return kept
 
 
 def laid_out(video: Video, problems: list[str]) -> bytes:

@@ -29,7 +29,7 @@ def read_metrics(path: Path, problems: list[str]) -> list[dict[str, float]]:
     ``problems``.
     """
     records = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)

@@ -58,13 +58,14 @@ def test_scores_without_a_csv_or_set_aside_are_named(folders: Folders) -> None:
 
 
 def test_damaged_metrics(folders: Folders) -> None:
-    """The cases are a truncated last line, a line of another kind, no episode at all, and no
-    run.json."""
+    """The cases are a truncated last line, a line of another kind, bytes that are no text, no
+    episode at all, and no run.json."""
     for seed in (1, 2):
         path = folders.scores / f"{folders.add('Pong', seed, 1.0)}.metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True)
         if seed == 1:
-            path.write_text("".join(["nonsense\n", *lines])[:-20])
+            text = "".join(["nonsense\n", *lines])[:-20]
+            path.write_bytes(b"\xff\xfe\n" + text.encode())
         else:
             path.write_text('{"step": 5, "frames": 20}\n')
     lonely = folders.runs / "lonely"
@@ -72,10 +73,11 @@ def test_damaged_metrics(folders: Folders) -> None:
     (lonely / "metrics.jsonl").write_text('{"step": 1}\n')
     found = folders.gather()
     text = "\n".join(found.problems)
-    assert re.search(r"seed1\.metrics\.jsonl: line 1 cannot be read and is left out", text)
-    count = len(lines) + 1
+    for number in (1, 2):
+        assert re.search(rf"seed1\.metrics\.jsonl: line {number} cannot be read", text)
+    count = len(lines) + 2
     assert re.search(rf"seed1\.metrics\.jsonl: line {count} is cut short and is left out", text)
     assert "seed2.metrics.jsonl: no curve: it holds no Rollout/ALE/Pong-v5_reward" in text
     assert "lonely/metrics.jsonl: no curve" in text
     ((curve,),) = found.panels[0].curves["Pong"].values()
-    assert len(curve.frames) == count - 2
+    assert len(curve.frames) == count - 3

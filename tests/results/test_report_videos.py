@@ -85,6 +85,22 @@ def sides(folders: Folders) -> tuple[list[Side], str]:
     return section.blocks, section.text
 
 
+def test_only_shown_videos_count_against_the_limit(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two videos fit. Of each game one of three runs is shown, so all that is shown fits."""
+    for game in ("Alien", "Boxing", "Zaxxon"):
+        for seed in (1, 2, 3):
+            run = folders.add(game, seed, 1.0)
+            (folders.scores / f"{run}.imagination.mp4").write_bytes(bytes(1000))
+    monkeypatch.setattr("results.videos.MOST_BYTES", 2000)
+    report = Report(folders.gather(), folders.scores / "report", 100, None)
+    (section,) = [section for section in report.sections if section.title == "Videos"]
+    assert [len(side.videos) for side in section.blocks] == [1, 1]
+    (line,) = [line for line in report.problems if "not in the page" in line]
+    assert "Zaxxon-0.25-seed1" in line
+
+
 @pytest.mark.slow
 def test_the_random_agent_stands_beside_the_trained_one(folders: Folders) -> None:
     """One run of every task and setting is shown: the one that was filmed in an evaluation."""

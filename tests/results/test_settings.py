@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -20,7 +21,8 @@ from tests.results.folders import Folders
         ("atari.yaml", ["Models.WorldModel={Scan: odd_even}", "BasicSettings.Threads=1"], "full"),
         ("atari_tiny.yaml", ["Models.Agent.EntropyCoef=3e-3"], "tiny, entropy 3e-3"),
         ("atari_tiny.yaml", ["Models.Gamma=0.9", "Models.Agent.LR=2.5e-5"],
-         "tiny, gamma 0.9, lr 2.5e-5"),
+         "tiny, gamma 0.9, agent lr 2.5e-5"),
+        ("atari_tiny.yaml", ["Models.WorldModel.LR=2.5e-5"], "tiny, world model lr 2.5e-5"),
         ("atari_tiny.yaml", ["JointTrainAgent={SampleMaxSteps: 9000, BufferMaxLength: 9000}"],
          "tiny"),
         ("atari_tiny.yaml", ["JointTrainAgent={SampleMaxSteps: 9000, BufferMaxLength: 2000}"],
@@ -199,3 +201,16 @@ def test_finished_runs_count_before_unfinished_ones(folders: Folders) -> None:
     found = folders.gather()
     assert any("step 51,000 of 102,000" in line for line in found.problems)
     assert folders.means() == {"full": {"Pong": 10.0}}
+
+
+def test_an_unfinished_run_of_as_many_frames_is_no_part_of_a_mean(folders: Folders) -> None:
+    """Nor does it put the finished runs behind another evaluation."""
+    runs = [folders.add("Pong", seed, value) for seed, value in ((1, 10.0), (2, 12.0), (3, -20.0))]
+    path = folders.scores / f"{runs[2]}.json"
+    about = json.loads(path.read_text())
+    for key in ("SampleMaxSteps", "BufferMaxLength"):
+        about["config"]["JointTrainAgent"][key] *= 2
+    path.write_text(json.dumps(about))
+    assert folders.means() == {"full": {"Pong": 11.0}}
+    folders.evaluate_again(runs[0], "greedy-1ep", 21.0, greedy=True)
+    assert folders.means() == {"full": {"Pong": 11.0}}

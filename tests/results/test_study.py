@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 
 from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
 from pwm_core.paths import REPOSITORY
+from results.settings import COLOURS
 from results.study import (
     check_equal_lengths,
     last_metrics,
@@ -23,6 +25,7 @@ from results.study import (
     tables,
     variant_of,
 )
+from results.study_figures import draw_scores
 from tests.results.folders import Folders
 
 VARIANTS = ["default", "gru", "rms_norm"]
@@ -147,6 +150,17 @@ def test_metrics_of_the_last_fifth_are_averaged_over_steps_then_seeds(study: Fol
     row = found[(found["variant"] == "gru") & (found["metric"] == kl)].iloc[0]
     assert list(row[["task", "mean", "seeds"]]) == ["Catch", 5.0, 3]  # of 2, 4 and 9
     assert row["std"] == pytest.approx((26 / 3) ** 0.5)
+
+
+def test_the_figure_shows_every_task() -> None:
+    """More of them than there are colours."""
+    tasks = [f"task {i}" for i in range(len(COLOURS) + 2)]
+    scores = pd.DataFrame({"task": tasks, "variant": "default", "normalised": 0.5})
+    one = pd.DataFrame({"variant": ["default"], "value": [0.5], "low": [0.4], "high": [0.6]})
+    figure = draw_scores({"scores": scores, "difference": one, "improvement": one}, ["default"])
+    legend = figure.axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == sorted(tasks)
+    pyplot.close(figure)
 
 
 def command(folders: Folders, *flags: str) -> subprocess.CompletedProcess[str]:
