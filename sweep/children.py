@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,26 +113,6 @@ def start(run: Run, work: Work, slot: Slot, stage: str) -> subprocess.Popen[byte
         )
 
 
-def write_seconds(folder: Path, began: float, ended: float | None = None) -> None:
-    """Note how long a training process ran, for ``sweep.collect`` and the estimates.
-
-    Args:
-        folder: the run's folder.
-        began, ended: seconds since 1970; ``None`` is now.
-    """
-    if folder.is_dir():
-        with contextlib.suppress(OSError), open(folder / "seconds", "a", encoding="utf-8") as file:
-            file.write(f"{max(1, round((ended or time.time()) - began))}\n")
-
-
-def write_lost_seconds(folder: Path, began: float) -> None:
-    """Note the time of a training whose supervisor died, up to the last line of its metrics."""
-    with contextlib.suppress(OSError):
-        ended = (folder / "metrics.jsonl").stat().st_mtime
-        if ended > began:
-            write_seconds(folder, began, ended)
-
-
 def last_error(log: Path, offset: int, status: int) -> str:
     """Return the line that best explains why a command failed.
 
@@ -152,6 +130,11 @@ def last_error(log: Path, offset: int, status: int) -> str:
     lines = [line for line in lines if line and not PROGRESS.search(line)]
     named = [line for line in lines if line.startswith("error: ")]
     return (named or lines or [f"exit status {status}"])[-1][:300]
+
+
+def trained_elsewhere(line: str) -> bool:
+    """Whether ``train.py`` ended with ``line`` because another process trains the run."""
+    return "is being trained by" in line
 
 
 def looks_like(status: int, line: str) -> str:

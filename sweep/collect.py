@@ -11,17 +11,23 @@ video of each kind is copied where it is below 1 MB.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import defaultdict
-from pathlib import Path
 
 from pwm_core.errors import UserError
+from pwm_core.runs.files import write_text
+from sweep import times
 from sweep.places import Places, project_places, read_json, write_json
 
 METRICS_BYTES, VIDEO_BYTES = 200_000, 1_000_000
 VIDEOS = {"imagination": "imagination", "openloop": "openloop", "evaluation": "evaluation0"}
 """The prefix of the file names of each kind of video. Of evaluations it is the first episode's."""
+
+COUNTERS = ("step", "frames", "episodes", "skipped_updates", "worker_restarts")
+"""The last parts of the names of metrics that count from the beginning of the run."""
+
+COUNTERS = ("step", "frames", "episodes", "skipped_updates", "worker_restarts")
+"""The last parts of the names of metrics that count from the beginning of the run."""
 
 Record = dict[str, float]
 
@@ -51,17 +57,21 @@ def _averaged(records: list[Record], count: int) -> list[Record]:
 
 
 def _mean(records: list[Record]) -> Record:
-    """Take counters (step, frames, episodes) from the last record, and average everything else."""
+    """Take counters (steps, frames, and what is counted since the run began) from the last record,
+    and average everything else."""
     values: dict[str, list[float]] = defaultdict(list)
     for record in records:
         for key, value in record.items():
             if value is not None:
                 values[key].append(value)
-    counters = ("step", "frames", "Rollout/episodes")
     return {
-        key: found[-1] if key in counters else float(f"{sum(found) / len(found):.6g}")
+        key: found[-1] if key.rpartition("/")[2] in COUNTERS else _rounded(sum(found) / len(found))
         for key, found in values.items()
     }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def collect(name: str, places: Places) -> None:
@@ -77,33 +87,28 @@ def collect(name: str, places: Places) -> None:
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]
-        seconds = sum(map(int, _text(folder / "seconds").split()))
     except ValueError as error:
-        raise UserError(f"{folder}: metrics.jsonl or seconds is damaged: {error}") from None
-    temporary = results / f".{name}.metrics.jsonl.{os.getpid()}.tmp"
-    temporary.write_text(downsample(records), encoding="utf-8")
-    os.replace(temporary, results / f"{name}.metrics.jsonl")
+        raise UserError(f"{folder}: metrics.jsonl is damaged: {error}") from None
+    write_text(results / f"{name}.metrics.jsonl", downsample(records))
     for kind, begin in VIDEOS.items():
+        kept = results / f"{name}.{kind}.mp4"
+        kept.unlink(missing_ok=True)  # it may be an earlier training's
         found = sorted((folder / "videos").glob(f"{begin}_*.mp4"))
         if found and found[-1].stat().st_size <= VIDEO_BYTES:
-            shutil.copyfile(found[-1], results / f"{name}.{kind}.mp4")
-    if steps := places.checkpoints(name):
+            shutil.copyfile(found[-1], kept)
+    steps, time = places.checkpoints(name), times.trained(places, name)
+    if steps:
         about["step"] = steps[-1]
-    if seconds:
-        about["seconds"] = seconds
+    if time and steps and time.step >= steps[-1]:
+        about["seconds"] = time.seconds
     write_json(results / f"{name}.training.json", about)  # last: it says that all is there
-
-
-def _text(path: Path) -> str:
-    """Return the text of a file, which is empty where there is no file."""
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def main() -> None:
     """Parse the flags, collect the runs and print where the files are."""
     from pwm_core.commands.cli import Parser  # here: it loads torch, which jobs do without
 
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN")
     places = project_places()
     for name in parser.parse_args().runs:

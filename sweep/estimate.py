@@ -14,6 +14,7 @@ import yaml
 from pwm_core.config import Config
 from pwm_core.errors import UserError
 from pwm_core.paths import REPOSITORY
+from sweep import times
 from sweep.domains import find_domain
 from sweep.places import Places, read_json
 from sweep.plan import Plan, relative
@@ -59,6 +60,7 @@ def _cost(config: dict[str, Any]) -> list[Any]:
 
 def _finished(places: Places) -> Iterator[tuple[dict[str, Any], str, float, str]]:
     """Yield (config, domain, steps per second, source) of all runs whose time was recorded."""
+    collected = set()
     for path in sorted(places.results.glob("*.training.json")):
         name = path.name.removesuffix(".training.json")
         about, scores = read_json(path), places.scores(name)
@@ -66,19 +68,19 @@ def _finished(places: Places) -> Iterator[tuple[dict[str, Any], str, float, str]
         if about.get("seconds") and steps and isinstance(scores.get("config"), dict):
             where = about.get("hardware", {})
             source = f"run {name} on {where.get('name')} ({where.get('device')})"
+            collected.add(name)
             yield scores["config"], about["domain"], steps / about["seconds"], source
-    for path in sorted(places.runs.glob("*/seconds")):
+    for path in sorted(places.runs.glob(f"*/{times.FILE}")):
         name, about = path.parent.name, read_json(path.parent / "run.json")
-        steps = places.checkpoints(name)
+        time = times.trained(places, name)
         try:
-            seconds = sum(map(int, path.read_text().split()))
-            config = yaml.safe_load((path.parent / "config.yaml").read_text())
+            config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             continue
-        if steps and seconds and about:
+        if time and about and isinstance(config, dict) and name not in collected:
             where = about.get("hardware", {})
             source = f"run {name} on {where.get('name')} ({where.get('device')})"
-            yield config, about["domain"], steps[-1] / seconds, source
+            yield config, about["domain"], time.step / time.seconds, source
 
 
 def _last_step(scores: Path) -> int:

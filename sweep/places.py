@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pwm_core.paths import LOGDIR_VARIABLE, find_logdir
+from pwm_core.runs.files import numbers, write_text
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Places:
 
     def checkpoints(self, run: str) -> list[int]:
         """The steps of all saved weights, ascending."""
-        return _numbers(self.run(run) / "checkpoints", ".pt")
+        return numbers(self.run(run) / "checkpoints", ".pt")
 
     def points(self, run: str) -> list[int]:
         """The steps that the run could continue from, ascending."""
-        return _numbers(self.run(run) / "resume", ".json")
+        return numbers(self.run(run) / "resume", ".json")
 
     def trained(self, run: str, steps: int) -> bool:
         """Whether the run has trained ``steps`` steps and written its last checkpoint."""
@@ -114,11 +115,6 @@ def child_environment(places: Places) -> dict[str, str]:
     return {LOGDIR_VARIABLE: str(places.runs.parent)}
 
 
-def _numbers(folder: Path, end: str) -> list[int]:
-    stems = (path.name.removesuffix(end) for path in folder.glob(f"*{end}"))
-    return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, which is empty where the file is missing or incomplete."""
     try:
@@ -130,10 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace ``path`` in one move, so that a reader finds the old object or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def last_metrics(path: Path, block: int = 1 << 16) -> Iterator[dict[str, Any]]:

@@ -16,14 +16,14 @@ from typing import BinaryIO
 
 from pwm_core.errors import UserError
 from pwm_core.signals import STOPPED
+from sweep import times
 from sweep.children import (
     Slot,
     Work,
     last_error,
     looks_like,
     start,
-    write_lost_seconds,
-    write_seconds,
+    trained_elsewhere,
 )
 from sweep.collect import collect
 from sweep.records import Record, Records
@@ -166,7 +166,7 @@ class Supervisor:
             return
         record = self.records.read(name)
         if record.state == "running" and record.stage == "train":  # its supervisor has died
-            write_lost_seconds(self.work.places.run(name), record.began)
+            times.note_lost(self.work.places, name, record.began_step, record.began)
         if record.token != self.work.token:
             record = Record(token=self.work.token)
         elif record.state == "failed":  # it failed before this job was queued again
@@ -241,15 +241,16 @@ class Supervisor:
             if time.monotonic() - active.ended < STRAY_PAUSE:
                 return
         active.process = None
-        if active.stage == "train":
-            write_seconds(self.work.places.run(active.run.name), active.record.began)
+        name, places, record = active.run.name, self.work.places, active.record
+        line = last_error(places.log(name), active.offset, status) if status else ""
+        if active.stage == "train" and not trained_elsewhere(line):
+            times.note(places, name, record.began_step, time.time() - record.began)
         if status == 0:
             self._next(active)
         elif self.stopping:
             self._leave(active)
         else:
-            log = self.work.places.log(active.run.name)
-            self._failed(active, status, last_error(log, active.offset, status))
+            self._failed(active, status, line)
 
     def _release(self, active: Active) -> None:
         self.records.write(active.run.name, active.record)
@@ -280,7 +281,7 @@ class Supervisor:
 
     def _failed(self, active: Active, status: int, line: str) -> None:
         """Try again, unless it has failed too often or twice in the same way."""
-        if "is being trained by" in line:  # a train.py outside any sweep trains it
+        if trained_elsewhere(line):  # by a train.py outside any sweep
             active.record.state = "stopped"
             self._release(active)
             self._busy(Waiting(active.run, busy_since=active.busy_since))

@@ -16,8 +16,8 @@ from pwm_core.commands import cli
 from pwm_core.errors import UserError
 from pwm_core.models.actor_critic import CRITICS
 from pwm_core.runs import pretrained
-from pwm_core.runs.files import write_tensors
 from pwm_core.runs.run_folder import RunFolder
+from pwm_core.runs.tensor_files import write_tensors
 
 ABOUT = ("config.yaml", "run.json")
 

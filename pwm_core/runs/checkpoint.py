@@ -28,7 +28,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pwm_core.errors import UserError
-from pwm_core.runs.files import numbers, read_tensors, sha256, write_tensors, write_text
+from pwm_core.runs.files import numbers, sha256, write_text
+from pwm_core.runs.tensor_files import read_tensors, write_tensors
 
 POINTS = 2
 """The number of points kept. If the newest is damaged, the one before it is used."""

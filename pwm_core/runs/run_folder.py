@@ -30,14 +30,8 @@ from pwm_core.config_file import dump_config, leaves, load_config
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import LogDir, find_logdir
 from pwm_core.runs.checkpoint import ResumePoints
-from pwm_core.runs.files import (
-    check_archive,
-    numbers,
-    read_tensors,
-    remove_leftovers,
-    write_tensors,
-    write_text,
-)
+from pwm_core.runs.files import numbers, remove_leftovers, write_text
+from pwm_core.runs.tensor_files import check_archive, read_tensors, write_tensors
 
 EXTENDABLE = ("JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength")
 """Keys that may be raised when a run continues."""

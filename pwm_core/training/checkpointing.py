@@ -13,8 +13,8 @@ import torch
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
 from pwm_core.runs.checkpoint import NewTransitions, Point
-from pwm_core.runs.files import copied, to_arrays, to_tensors
 from pwm_core.runs.run_folder import RunFolder
+from pwm_core.runs.tensor_files import copied, to_arrays, to_tensors
 from pwm_core.runs.tracking import MeanMetrics, Tracker
 from pwm_core.runs.writer import Writer
 from pwm_core.runtime import random_state, set_random_state

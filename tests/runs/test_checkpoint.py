@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pwm_core.config_file import load_config
-from pwm_core.runs.files import write_tensors
+from pwm_core.runs.tensor_files import write_tensors
 from pwm_core.training.agent import Agent
 from tests.helpers import Data, make_agent
 

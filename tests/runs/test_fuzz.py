@@ -20,8 +20,9 @@ from pwm_core.config_file import load_config
 from pwm_core.errors import UserError
 from pwm_core.paths import LOGDIR_VARIABLE, REPOSITORY
 from pwm_core.runs.checkpoint import ResumePoints, _digest
-from pwm_core.runs.files import read_tensors, write_tensors, write_text
+from pwm_core.runs.files import write_text
 from pwm_core.runs.run_folder import RunFolder
+from pwm_core.runs.tensor_files import read_tensors, write_tensors
 from tests.helpers_processes import no_longer_than
 from tests.helpers_runs import CrashError, crash_at, folder, same, tensors, train_counting
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pwm_core.runs import checkpoint, run_folder
-from pwm_core.runs.files import read_tensors, write_tensors
+from pwm_core.runs.tensor_files import read_tensors, write_tensors
 from pwm_core.runs.writer import Writer
 from tests.helpers_counting import Run, train
 

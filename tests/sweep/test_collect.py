@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from sweep.collect import collect, downsample
+from sweep.collect import VIDEO_BYTES, collect, downsample
 from sweep.places import Places, write_json
 
 
 def test_metrics_are_averaged_to_fit() -> None:
     records = [
-        {"step": i + 1, "frames": 2 * (i + 1), "loss": float(i), "gap": None if i % 2 else 4.0}
+        {
+            "step": i + 1,
+            "frames": 2 * (i + 1),
+            "loss": float(i),
+            "gap": None if i % 2 else 4.0,
+            "WorldModel/skipped_updates": 3 * (i + 1),
+        }
         for i in range(1000)
     ]
     whole = downsample(records, limit=10**6)
@@ -24,6 +30,7 @@ def test_metrics_are_averaged_to_fit() -> None:
     assert 2000 < len(small) <= 4000
     assert kept[-1]["step"] == 1000
     assert all(record["frames"] == 2 * record["step"] for record in kept)
+    assert all(record["WorldModel/skipped_updates"] == 3 * record["step"] for record in kept)
     assert all(record["gap"] == 4.0 for record in kept)
     widths = [b["step"] - a["step"] for a, b in itertools.pairwise(kept)]
     assert max(widths) - min(widths) <= 1
@@ -55,6 +62,26 @@ def test_a_run_that_was_extended_is_collected_again(tmp_path: Path) -> None:
         assert not places.collected("run")
         collect("run", places)
         assert places.collected("run")
+
+
+def test_videos_of_an_earlier_training_do_not_stay(tmp_path: Path) -> None:
+    """Not even where this one has none of the kind, or one that is too large."""
+    places = Places(tmp_path / "ckpt", tmp_path / "eval_result")
+    videos = places.run("run") / "videos"
+    videos.mkdir(parents=True)
+    places.results.mkdir()
+    write_json(places.run("run") / "run.json", {"tracker_id": "one"})
+    (places.run("run") / "metrics.jsonl").write_text('{"step": 100}\n')
+    kinds = ("imagination", "openloop", "evaluation")
+    for kind in kinds:
+        (places.results / f"run.{kind}.mp4").write_bytes(b"old")
+    (videos / "imagination_000000100.mp4").write_bytes(b"new")
+    (videos / "openloop_000000100.mp4").write_bytes(bytes(VIDEO_BYTES + 1))
+    collect("run", places)
+    found = {kind: places.results / f"run.{kind}.mp4" for kind in kinds}
+    assert found["imagination"].read_bytes() == b"new"
+    assert not found["openloop"].exists()
+    assert not found["evaluation"].exists()
 
 
 def test_scores_of_another_training_are_not_this_runs(tmp_path: Path) -> None:

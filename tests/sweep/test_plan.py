@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pwm_core.config_file import leaves, read_yaml
+from pwm_core.config_file import dump_config, leaves, read_yaml
 from pwm_core.domain import domain_names as names
 from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
@@ -288,6 +288,31 @@ def test_speed_comes_from_runs_of_the_same_cost(tmp_path: Path, places: Places) 
     assert (speed.rate, speed.source) == (2.0, "run Pong-seed1 on toy (cpu)")
     leave_results(places, plan, 1000, Hidden=64)
     assert measured_speed(plan, plan.runs[1], places) is None
+
+
+def test_speed_of_a_run_at_work_is_that_of_its_recorded_steps(
+    tmp_path: Path, places: Places
+) -> None:
+    """It has come further since. A finished run whose folder is still there counts once, and an
+    empty config is no config."""
+    plan = plan_of(tmp_path)
+    first, second, *_ = plan.runs
+    for run, times in ((first, "0 1000 10\n"), (second, "0 1000 1000\n")):
+        folder = places.run(run.name)
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "000009000.pt").touch()
+        (folder / "config.yaml").write_text(dump_config(plan.config(run)))
+        about = {"domain": run.domain, "hardware": {"name": "toy", "device": "cpu"}}
+        (folder / "run.json").write_text(json.dumps(about))
+        (folder / "times").write_text(times)
+    leave_results(places, plan, 1000)
+    speed = measured_speed(plan, second, places)
+    assert speed is not None
+    assert speed.rate == (2.0 + 1.0) / 2  # 500 s in the results, and 1000 s in the folder
+    (places.run(second.name) / "config.yaml").write_text("")
+    speed = measured_speed(plan, second, places)
+    assert speed is not None
+    assert speed.rate == 2.0
 
 
 def test_disk_is_that_of_weights_optimisers_and_replay(tmp_path: Path) -> None:

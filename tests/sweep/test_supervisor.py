@@ -16,7 +16,7 @@ import pytest
 
 from pwm_core.errors import UserError
 from pwm_core.signals import StoppedError
-from sweep import local
+from sweep import local, times
 from sweep import supervisor as module
 from sweep.children import Slot, Work, environment, last_error
 from sweep.local import run_here
@@ -253,9 +253,46 @@ def test_the_time_of_a_training_whose_supervisor_died_is_kept(tmp_path: Path) ->
     began = (folder / "metrics.jsonl").stat().st_mtime - 5000
     toy.records.write("a", Record(state="running", stage="train", token="zero", began=began))
     assert toy.run("a").done == ["a"]
-    seconds = (folder / "seconds").read_text().split()
-    assert seconds[0] == "5000"
-    assert len(seconds) == 2
+    lines = (folder / "times").read_text().splitlines()
+    assert lines[0] == "0 0 5000"
+    assert len(lines) == 2
+    assert read_json(toy.places.results / "a.training.json")["seconds"] > 5000
+
+
+def test_the_time_of_a_train_py_outside_any_sweep_is_not_known(tmp_path: Path) -> None:
+    """The sweep's command is refused while it trains, and finds steps that no sweep made."""
+    refused = 'if call < 3: sys.exit("error: run a is being trained by process 1 on vm")'
+    toy = Toy(tmp_path / "toy", refused)
+    assert toy.run("a").done == ["a"]
+    assert len(toy.calls("a")) == 3
+    assert len((toy.places.run("a") / "times").read_text().splitlines()) == 1
+
+    by_hand = Toy(tmp_path / "other")
+    (by_hand.places.run("a") / "resume").mkdir(parents=True)
+    (by_hand.places.run("a") / "resume" / f"{STEPS - 1:09}.json").touch()
+    assert by_hand.run("a").done == ["a"]
+    assert times.trained(by_hand.places, "a") is None
+    assert "seconds" not in read_json(by_hand.places.results / "a.training.json")
+
+
+@pytest.mark.parametrize(
+    ("lines", "known"),
+    [
+        ("0 4000 100\n4000 9000 50\n", times.Trained(150, 9000)),
+        ("0 4000 100\n2000 9000 50\n", times.Trained(150, 9000)),  # killed after step 2000
+        ("0 4000 100\n5000 9000 50\n", None),
+        ("5000 9000 50\n", None),
+        ("120\n", None),
+        ("", None),
+    ],
+)
+def test_times_add_up_where_they_leave_no_gap(
+    tmp_path: Path, lines: str, known: times.Trained | None
+) -> None:
+    places = Places(tmp_path / "ckpt", tmp_path / "eval_result")
+    places.run("a").mkdir(parents=True)
+    (places.run("a") / "times").write_text(lines)
+    assert times.trained(places, "a") == known
 
 
 def test_a_claim_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
