@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pwm_core.commands.cli import Parser, run_command
+from pwm_core.commands.cli import Parser, run_command, seed_number
 from pwm_core.config import Config
 from pwm_core.config_file import load_config
 from pwm_core.domain import Domain, find_domain
 from pwm_core.paths import find_logdir
-from pwm_core.runs.files import write_text
+from pwm_core.runs.files import locked, write_text
 from pwm_core.runtime import git_commit, versions
 from pwm_core.training.episode_videos import SIZE, Episode, film
 from pwm_core.training.evaluation import RandomAgent, play
@@ -61,10 +61,11 @@ def add_rows(path: Path, rows: list[dict[str, object]]) -> None:
     """Write ``rows`` into the CSV ``path``. They replace rows of the same task and action
     repeat."""
     table = pd.DataFrame(rows)
-    if path.exists():
-        table = pd.concat([pd.read_csv(path), table]).drop_duplicates(KEYS, keep="last")
-    text = table.sort_values(KEYS).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_text(path, text)
+    with locked(path.parent):  # other processes may add theirs
+        if path.exists():
+            table = pd.concat([pd.read_csv(path), table]).drop_duplicates(KEYS, keep="last")
+        table = table.sort_values(KEYS)
+        write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
 def _numbers(text: str) -> list[int]:
@@ -79,7 +80,7 @@ def _arguments() -> Namespace:
     parser.add_argument("tasks", nargs="+")
     parser.add_argument("--repeats", type=_numbers, default=None, help="BasicSettings.FrameSkip")
     parser.add_argument("--episodes", type=_numbers, default=[50], help="of each task (50)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--film", action="store_true", help="the first episode, as an mp4")
     return parser.parse_args()
 

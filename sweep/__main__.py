@@ -19,7 +19,7 @@ import secrets
 import sys
 from collections.abc import Sequence
 
-from pwm_core.commands.cli import Parser, run_command
+from pwm_core.commands.cli import Parser, count, run_command
 from pwm_core.errors import UserError
 from pwm_core.paths import REPOSITORY
 from sweep import local, schema, slurm
@@ -31,10 +31,14 @@ from sweep.states import Observer, RunState, counts, local_process, to_start
 from sweep.status import show_plan, show_status
 
 
-def _jobs(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return int(text)
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds of up to a day")
+    return value
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -50,7 +54,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     where.add_argument("--local", action="store_true", help="run here, though there is Slurm")
     where.add_argument("--slurm", action="store_true", help="submit, or say why that is impossible")
     parser.add_argument(
-        "-jobs", "--jobs", type=_jobs, default=None, metavar="N",
+        "-jobs", "--jobs", type=count, default=None, metavar="N",
         help="up to N runs side by side on each device, as many as pay: measured at the start",
     )  # fmt: skip
     parser.add_argument(
@@ -61,7 +65,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="override a key of the sweep file, as seeds=[1,2] or resources.gpus=0; repeatable",
     )  # fmt: skip
     parser.add_argument(
-        "--every", type=float, default=5.0, metavar="SECONDS", help="between two looks of --status"
+        "--every",
+        type=_seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="between two looks of --status",
     )
     return parser.parse_args(argv)
 

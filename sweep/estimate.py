@@ -134,8 +134,9 @@ def measured_disk(plan: Plan, run: Run) -> Disk:
     """Return an upper bound on the disk space of a run.
 
     It is computed from a model and one transition of the task. Two resume points are kept while
-    the run trains, and one when it is done. Each has the weights and an
-    optimiser's two moments of every weight; the replay lies beside them once, and is deflated.
+    the run trains, a third while it is written, and one when the run is done. Each has the weights
+    and an optimiser's two moments of every weight; the replay lies beside them once, and is
+    deflated. With ``BufferStorage: disk`` it lies there a second time while the run trains.
 
     Raises:
         UserError: the environment cannot be made on this machine.
@@ -152,7 +153,9 @@ def measured_disk(plan: Plan, run: Run) -> Disk:
     finally:
         env.close()
     kept = plan.sweep.keep or _checkpoints(config, run.steps)
-    training = max(kept, 2) * weights + 2 * 2 * weights + replay
+    training = (max(kept, 2) + 1) * weights + 3 * 2 * weights + replay
+    if config.JointTrainAgent.BufferStorage == "disk":
+        training += replay
     return Disk(training, kept * weights + 2 * weights + replay)
 
 

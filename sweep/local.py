@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -48,7 +49,8 @@ def _gpu_names() -> list[str]:
 def find_gpus() -> list[str]:
     """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` may name on this machine."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+        names = [name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+        return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))  # as CUDA does
     return [str(index) for index in range(len(_gpu_names()))]
 
 
@@ -185,7 +187,7 @@ def cancel(places: Places, sweep: str) -> int | None:
     """Ask the process that runs the sweep on this machine to stop, and return its id or None.
 
     Raises:
-        UserError: it runs on another machine.
+        UserError: it runs on another machine, or for another user.
     """
     about = local_process(places, sweep)
     if not about:
@@ -193,5 +195,10 @@ def cancel(places: Places, sweep: str) -> int | None:
     process, host = int(about["process"]), about["host"]
     if host != socket.gethostname():
         raise UserError(f"sweep {sweep} is run on {host}: stop process {process} there")
-    os.kill(process, signal.SIGTERM)
+    try:
+        os.kill(process, signal.SIGTERM)
+    except ProcessLookupError:  # it has just ended
+        return None
+    except PermissionError:
+        raise UserError(f"process {process} runs sweep {sweep} for another user") from None
     return process

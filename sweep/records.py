@@ -22,6 +22,10 @@ PROBES, PROBE_PAUSE = 5, 0.02
 """A claim is tried this many times, because checking a lock holds it for a moment."""
 
 
+ENDED = ("done", "failed")
+"""States of runs that nothing is left to do of."""
+
+
 @dataclass
 class Record:
     """The last known state of a run.
@@ -83,6 +87,13 @@ class Records:
         """The ticket of ``run``, if it has had one."""
         content = read_json(self.folder / f"{run}.ticket.json")
         return Ticket(**_known(Ticket, content)) if content else None
+
+    def tickets(self) -> dict[str, Ticket]:
+        """The tickets of all runs that have had one."""
+        end = ".ticket.json"
+        names = (path.name.removesuffix(end) for path in sorted(self.folder.glob(f"*{end}")))
+        found = {name: self.ticket(name) for name in names}
+        return {name: ticket for name, ticket in found.items() if ticket}
 
     def give_ticket(self, run: str, ticket: Ticket) -> None:
         """Replace the ticket of ``run``."""

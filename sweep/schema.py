@@ -6,6 +6,7 @@ benchmarks.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ import pydantic
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from pwm_core.commands.cli import logger_names
 from pwm_core.config_file import parse_yaml, read_yaml
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import REPOSITORY
@@ -31,6 +33,14 @@ def _name(text: str) -> str:
 
 def _suffix(text: str) -> str:
     return _name(text) if text else text
+
+
+def _logger(text: str) -> str:
+    try:
+        logger_names(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from None
+    return text
 
 
 def _one_or_more(value: Any) -> Any:
@@ -140,7 +150,7 @@ class Sweep(_Section):
     """Changes for single tasks."""
     suffix: Annotated[str, AfterValidator(_suffix)] = ""
     """Part of the runs' names, to tell runs of other settings apart."""
-    logger: str = "wandb"
+    logger: Annotated[str, AfterValidator(_logger)] = "wandb"
     """Value of the flag ``-logger`` of train.py."""
     keep: Count | None = 1
     """Number of checkpoints whose weights are kept; ``null`` keeps all."""
@@ -172,7 +182,7 @@ def _assign(content: dict[str, Any], text: str) -> None:
         raise UserError(f"--set {text}: write key=value, as seeds=[1,2] or resources.gpus=0")
     try:
         parsed = parse_yaml(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a ValueError: no date, 2024-13-01
         raise UserError(f"--set {text}: the value is not valid YAML") from None
     for section in sections:
         content = content.setdefault(section, {})

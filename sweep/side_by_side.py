@@ -159,9 +159,11 @@ class Trial:
         while any(not course or course[-1][0] < last for course in courses):
             time.sleep(0.02)
             for index, (process, course) in enumerate(zip(processes, courses, strict=True)):
-                if process.poll() is not None or time.monotonic() > limit:
+                if process.poll() is not None:
                     text = (folder / f"{index}.log").read_text(errors="replace").strip()
                     raise UserError(f"a trial run ended early: {text.splitlines()[-1:]}")
+                if time.monotonic() > limit:
+                    raise UserError(f"a trial run has taken more than {PATIENCE:.0f} s")
                 step = _last_step(folder / "ckpt" / f"measure-{index}" / "metrics.jsonl")
                 if step >= first and (not course or step > course[-1][0]):
                     course.append((step, time.monotonic()))

@@ -17,7 +17,7 @@ from typing import Any
 from pwm_core.errors import UserError, closest
 from sweep.children import Work
 from sweep.places import Places
-from sweep.records import Records, Ticket
+from sweep.records import ENDED, Records, Ticket
 from sweep.run import Run
 from sweep.schema import Resources, Sweep
 
@@ -44,16 +44,25 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command to its end.
+
+    Raises:
+        UserError: it cannot be started, or does not end.
+    """
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"Slurm does not answer: {error}") from None
+
+
 def _ask(*command: str) -> str:
     """Run a Slurm command and return its output.
 
     Raises:
         UserError: it fails.
     """
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"Slurm does not answer: {error}") from None
+    done = _run(*command)
     if done.returncode:
         raise UserError(f"Slurm does not answer: {_reason(done.stderr)}; --local runs here instead")
     return done.stdout
@@ -129,15 +138,14 @@ def check_resources(options: dict[str, Any]) -> None:
     """Refuse what no node of the partition has, for which Slurm would let jobs wait for ever.
 
     Raises:
-        UserError: gives Slurm's own message.
+        UserError: gives Slurm's own message, or Slurm does not answer.
     """
     asked = {key: value for key, value in options.items() if key in SBATCH} | options[
         "additional_parameters"
     ]
     flags = [f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
              for key, value in asked.items()]  # fmt: skip
-    command = ["sbatch", "--test-only", *flags, "--wrap=true"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = _run("sbatch", "--test-only", *flags, "--wrap=true")
     if done.returncode:
         raise UserError(f"Slurm refuses the jobs: {_reason(done.stderr)} ({' '.join(flags)})")
 
@@ -206,7 +214,7 @@ def submit(sweep: Sweep, runs: Sequence[Run], work: Work) -> list[str]:
     check_resources(options)
     packs = list(_shares(runs, sweep.resources.runs_per_job))
     folder = work.places.sweep(sweep.name) / work.token
-    submitted: list[tuple[str, tuple[Run, ...]]] = []
+    submitted, records = list[tuple[str, tuple[Run, ...]]](), Records(work.places)
     try:
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=MOST_REQUEUES)
         executor.update_parameters(**options, setup=_setup(work, sweep.resources))
@@ -217,31 +225,44 @@ def submit(sweep: Sweep, runs: Sequence[Run], work: Work) -> list[str]:
                     executor.submit(SlurmJob(pack, work, sweep.resources.cpus)) for pack in share
                 ]
             submitted += [(job.job_id, pack) for job, pack in zip(jobs, share, strict=True)]
+        for job, pack in submitted:
+            for run in pack:
+                records.give_ticket(run.name, Ticket(sweep.name, job, work.token))
     except Exception as error:
         _take_back([job for job, _ in submitted], folder)
         if isinstance(error, OSError | UserError):
             raise
         raise UserError(f"Slurm refuses the jobs: {_reason(str(error))}") from None
-    records = Records(work.places)
-    for job, pack in submitted:
-        for run in pack:
-            records.give_ticket(run.name, Ticket(sweep.name, job, work.token))
     return [job for job, _ in submitted]
 
 
 def _take_back(jobs: list[str], folder: Path) -> None:
     """Remove everything of a submission that failed half-way."""
-    if jobs:
-        subprocess.run(["scancel", *jobs], capture_output=True, timeout=60)
+    with contextlib.suppress(UserError):  # the error that is told is the first one
+        if jobs:
+            _run("scancel", *jobs)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def cancel(sweep: Sweep, runs: Sequence[Run], places: Places) -> list[str]:
-    """Cancel the jobs that this sweep submitted for ``runs``; returns their ids."""
+    """Cancel the jobs that this sweep submitted for ``runs``; returns their ids.
+
+    Raises:
+        UserError: one of the jobs also holds another run that is not at its end.
+    """
     records, jobs = Records(places), queue()
-    tickets = (records.ticket(run.name) for run in runs)
-    ids = [t.job for t in tickets if t and t.sweep == sweep.name and in_queue(t, jobs)]
-    ids = list(dict.fromkeys(ids))
+    waiting = {
+        name: ticket.job for name, ticket in records.tickets().items()
+        if ticket.sweep == sweep.name and in_queue(ticket, jobs)
+    }  # fmt: skip
+    chosen = {run.name for run in runs}
+    ids = list(dict.fromkeys(job for name, job in waiting.items() if name in chosen))
+    others = [
+        name for name, job in waiting.items()
+        if job in ids and name not in chosen and records.read(name).state not in ENDED
+    ]  # fmt: skip
+    if others:
+        raise UserError(f"the same jobs hold {', '.join(others)}: name these too, or cancel all")
     if ids:
         _ask("scancel", *ids)
     return ids

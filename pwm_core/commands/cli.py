@@ -53,7 +53,8 @@ class Parser(argparse.ArgumentParser):
 # -------------------------------------------------------------------------------- kinds of values
 
 
-def _seed(text: str) -> int:
+def seed_number(text: str) -> int:
+    """The value of a flag: a seed that NumPy and torch take."""
     if not text.isascii() or not text.isdigit() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2**32 - 1")
     return int(text)
@@ -65,7 +66,8 @@ def _whole(text: str, least: int = 0) -> int:
     return int(text)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """The value of a flag: a whole number from 1 on."""
     return _whole(text, least=1)
 
 
@@ -81,7 +83,7 @@ def _file(text: str) -> str:
     return text
 
 
-def _loggers(text: str) -> list[str]:
+def logger_names(text: str) -> list[str]:
     """``wandb,tensorboard`` or ``none`` -> names."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["none"] or not names:
@@ -119,7 +121,9 @@ def _add_shared_flags(parser: Parser, domain: Domain, *, named: bool = True) -> 
         help="folder that holds ckpt/ and eval_result/ (default: $PAMORL_LOGDIR, else the project)",
     )
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:N or auto (the default)")
-    parser.add_argument("-seed", type=_seed, default=None, help="overrides BasicSettings.Seed")
+    parser.add_argument(
+        "-seed", type=seed_number, default=None, help="overrides BasicSettings.Seed"
+    )
     parser.add_argument(
         "-set",
         action="append",
@@ -144,7 +148,7 @@ def train_parser(domain: Domain, *, quick: bool = False, prog: str | None = None
     )
     parser.add_argument(
         "-logger",
-        type=_loggers,
+        type=logger_names,
         default="wandb",
         help="wandb, tensorboard, both with a comma, or none",
     )
@@ -162,7 +166,7 @@ def train_parser(domain: Domain, *, quick: bool = False, prog: str | None = None
     )
     parser.add_argument(
         "-keep",
-        type=_count,
+        type=count,
         default=None,
         metavar="K",
         help="keep the weights of the newest K checkpoints (default: all)",
@@ -180,7 +184,7 @@ def eval_parser(domain: Domain, *, prog: str | None = None) -> Parser:
     _add_shared_flags(parser, domain)
     parser.add_argument("-env_name", default=None, help="checked against the run's own task")
     parser.add_argument("-checkpoint", default="last", help="last (default), all or a step")
-    parser.add_argument("-episodes", type=_count, default=None, help="overrides EvalEpisodes")
+    parser.add_argument("-episodes", type=count, default=None, help="overrides EvalEpisodes")
     parser.add_argument("-greedy", action="store_true", help="the policy's mode, not samples")
     parser.add_argument(
         "-video",
@@ -201,7 +205,7 @@ def record_parser(domain: Domain, *, prog: str | None = None) -> Parser:
     parser.add_argument("-o", dest="output", type=_path, required=True, help="file to write, .npz")
     parser.add_argument(
         "-steps",
-        type=_count,
+        type=count,
         default=10_000,
         metavar="N",
         help="steps to record (default: 10000)",
@@ -223,7 +227,7 @@ def examine_parser() -> Parser:
     }
     for flag, (default, told) in counts.items():
         parser.add_argument(
-            flag, type=_count, default=default, metavar="N", help=f"{told} (default: {default})"
+            flag, type=count, default=default, metavar="N", help=f"{told} (default: {default})"
         )
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:N or auto (the default)")
     parser.add_argument(

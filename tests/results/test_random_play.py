@@ -52,6 +52,7 @@ def test_random_play_is_measured_again_alike(
         (["chess", "pawn"], "'chess' is not a domain"),
         (["dmc", "walker_wak"], "walker_wak"),
         (["dmc", "walker_walk", "--repeats", "0"], "0 is not a list"),
+        (["dmc", "walker_walk", "--seed", "-1"], "-1 is not a whole number"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -14,7 +14,7 @@ import pytest
 
 from pwm_core.errors import UserError
 from sweep import side_by_side
-from sweep.local import make_slots
+from sweep.local import find_gpus, make_slots
 from sweep.schema import Resources
 from sweep.side_by_side import choose, multi_process_service, service_folder, together
 from tests.helpers_runs import wait_for
@@ -71,6 +71,17 @@ def test_jobs_are_slots_with_one_thread_on_each_gpu(monkeypatch: pytest.MonkeyPa
     assert [slot.environ["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["3", "5", "3", "5"]
     assert {slot.threads for slot in slots} == {1}
     assert len(make_slots(Resources(device="cpu"), 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "gpus"), [("0, 2", ["0", "2"]), ("-1", []), ("1,-1,0", ["1"]), ("", [])]
+)
+def test_gpus_are_those_that_cuda_shows(
+    names: str, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA stops at the first name that is none, and -1 hides all."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    assert find_gpus() == gpus
 
 
 @pytest.fixture
