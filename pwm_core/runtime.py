@@ -199,23 +199,24 @@ def seed_everything(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def random_state(rng: np.random.Generator) -> dict[str, Any]:
-    """The states of all random generators: torch's, Python's, NumPy's and ``rng``."""
+def random_state(rng: np.random.Generator, device: torch.device) -> dict[str, Any]:
+    """The states of all random generators: torch's on the CPU and on ``device``, Python's, NumPy's
+    and ``rng``."""
     name, keys, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "python": random.getstate(),
         "numpy": [name, keys.tolist(), *rest],
         "rng": rng.bit_generator.state,
     }
 
 
-def set_random_state(state: dict[str, Any], rng: np.random.Generator) -> None:
-    """The inverse of :func:`random_state`. For CUDA, the number of devices must be the same."""
+def set_random_state(state: dict[str, Any], rng: np.random.Generator, device: torch.device) -> None:
+    """The inverse of :func:`random_state`. The state of one CUDA device fits any other."""
     torch.set_rng_state(state["torch"].cpu())
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([device.cpu() for device in state["cuda"]])
+    if device.type == "cuda" and state.get("device") is not None:
+        torch.cuda.set_rng_state(state["device"].cpu(), device)
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))

@@ -15,7 +15,6 @@ from pwm_core.commands.trained_run import TrainedRun, load_agent, open_run
 from pwm_core.config import Config
 from pwm_core.domain import Domain
 from pwm_core.envs import VectorEnv
-from pwm_core.errors import UserError
 from pwm_core.paths import find_logdir
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.score_file import NEUTRAL, ScoreFile, Settings, setting_name
@@ -120,8 +119,9 @@ def _film(
     paths = [videos / f"evaluation{i}_{step:09d}.mp4" for i in range(len(episodes))]
     try:
         left_out = film(make_env, episodes, paths)
-    except (UserError, OSError) as error:
-        print(f"note: the scores are written, but no video: {error}")
+    except Exception as error:  # PyAV's errors have no class in common
+        reason = " ".join(str(error).split())
+        print(f"note: the scores are written, but no video: {reason[:300]}")
         return
     for line in left_out:
         print(f"warning: {line}")

@@ -205,8 +205,14 @@ class RunFolder:
         write_text(self._config, dump_config(config))
 
     def _discard(self) -> None:
-        """Remove the folder of a run that did not start, unless it holds more than the lock."""
+        """Remove the folder of a run that did not start, unless it holds more than the lock and the
+        files of a replay on disk."""
+        replay = self.path / "replay"
         with contextlib.suppress(OSError):
+            for path in replay.glob("*.bin"):
+                path.unlink()
+            if replay.exists():
+                replay.rmdir()
             (self.path / "lock").unlink()
             self.path.rmdir()
 

@@ -173,10 +173,16 @@ class ScoreFile:
                 self._set_aside(self.csv)
             for path in self._others():
                 self._set_aside(path)
+            new = not rows
             rows[step] = row
             lines = [self._header, *(rows[key] for key in sorted(rows))]
-            write_text(self.csv, "".join(",".join(line) + "\n" for line in lines))
-            write_text(self.json, json.dumps(self._about, indent=2) + "\n")
+            texts = {
+                self.csv: "".join(",".join(line) + "\n" for line in lines),
+                self.json: json.dumps(self._about, indent=2) + "\n",
+            }
+            # A CSV without its JSON would be set aside, so a new one comes last.
+            for path in (self.json, self.csv) if new else (self.csv, self.json):
+                write_text(path, texts[path])
 
 
 def last_mean(scores: Path) -> float:

@@ -13,7 +13,7 @@ import torch
 from pwm_core.envs import VectorEnv
 from pwm_core.errors import UserError
 from pwm_core.runs.checkpoint import NewTransitions, Point
-from pwm_core.runs.run_folder import RunFolder
+from pwm_core.runs.run_folder import DIFFER, RunFolder
 from pwm_core.runs.tensor_files import copied, to_arrays, to_tensors
 from pwm_core.runs.tracking import MeanMetrics, Tracker
 from pwm_core.runs.writer import Writer
@@ -162,7 +162,8 @@ class Checkpointer:
             "acting": progress.acting.state_dict(),
             "metrics": progress.metrics.state_dict(),
             "metrics_file": progress.tracker.metrics.state_dict(),
-            "random": random_state(progress.rng),
+            "random": random_state(progress.rng, progress.agent.device),
+            "replay_place": progress.replay.place.type,
         }
 
     def restore(self, point: Point, content: dict[str, Any]) -> None:
@@ -183,7 +184,11 @@ class Checkpointer:
                 "in run.json, or start a new run"
             ) from None
         self._restore_episodes(episodes)
-        set_random_state(random, self.progress.rng)
+        progress = self.progress
+        set_random_state(random, progress.rng, progress.agent.device)
+        was, now = content.get("replay_place"), progress.replay.place.type
+        if was is not None and was != now:  # sequences are drawn by a generator of that place
+            print(f"{DIFFER} the replay was in memory of {was} and is in memory of {now}")
 
     def _restore(self, point: Point, content: dict[str, Any]) -> None:
         progress, device = self.progress, self.progress.agent.device

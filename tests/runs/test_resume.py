@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pwm_core.errors import UserError
 from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runtime import random_state, set_random_state
+from pwm_core.training.checkpointing import Checkpointer
 from tests.helpers_counting import QUICK, damage, interrupted
 from tests.helpers_envs import DEFAULTS
 from tests.helpers_runs import (
@@ -117,11 +119,11 @@ def test_every_random_generator_comes_back() -> None:
 
     draw()
     np.random.normal()  # leaves half of a pair behind
-    state = random_state(rng)
+    state = random_state(rng, torch.device("cpu"))
     expected = draw()
     random.seed(9), np.random.seed(9), torch.manual_seed(9)
     assert draw() != expected
-    set_random_state(state, rng)
+    set_random_state(state, rng, torch.device("cpu"))
     assert draw() == expected
 
 
@@ -321,6 +323,31 @@ def test_a_finished_run_keeps_one_small_point() -> None:
     assert {path.suffix for path in replay} == {".pt"}
     frames = 45 * 8 * 8 * 3
     assert sum(path.stat().st_size for path in replay) < frames
+
+
+def test_a_start_that_is_refused_leaves_no_replay_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks are taken before the loggers are made."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    keys = [*QUICK, "JointTrainAgent.BufferStorage=disk"]
+    with pytest.raises(UserError, match="tensorboard is not installed"):
+        train_counting("run", "-logger", "tensorboard", overrides=keys)
+    assert not folder("run").exists()
+
+
+def test_a_replay_that_moved_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The place is chosen by what is free at a start, and has a random generator of its own."""
+    content = Checkpointer._content
+    on_cuda = {"replay_place": "cuda"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "_content", lambda self: content(self) | on_cuda)
+        interrupted()
+    told = "the replay was in memory of cuda and is in memory of cpu"
+    train_counting("run", "-resume", overrides=QUICK)
+    assert told in capsys.readouterr().out
+    train_counting("run", "-resume", overrides=[*QUICK, "JointTrainAgent.SampleMaxSteps=55"])
+    assert told not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("left", [0.0, 0.5, "half a line"])
