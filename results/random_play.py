@@ -25,7 +25,7 @@ from pwm_core.domain import Domain, find_domain
 from pwm_core.paths import find_logdir
 from pwm_core.runs.files import locked, write_text
 from pwm_core.runtime import git_commit, versions
-from pwm_core.training.episode_videos import SIZE, Episode, film
+from pwm_core.training.episode_videos import Episode, as_pictures, film
 from pwm_core.training.evaluation import RandomAgent, play
 
 FOLDER = find_logdir().scores / "random"
@@ -47,10 +47,7 @@ def record(domain: Domain, config: Config, task: str, seed: int, episode: Episod
     Raises:
         UserError: this machine cannot render.
     """
-    basic = config.BasicSettings
-    shape = (SIZE, SIZE, basic.ObsShape[2])
-    shown = basic.model_copy(update={"ObsType": "visual", "ObsShape": shape})
-    visual = config.model_copy(update={"BasicSettings": shown})
+    visual = as_pictures(config)
     path = FOLDER / f"{domain.benchmark.short_name(task)}.mp4"
     for line in film(lambda n: domain.make_env(visual, task, n, seed), [episode], [path]):
         print(f"warning: {line}")

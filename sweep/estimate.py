@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from pwm_core.config import Config
+from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
 from pwm_core.paths import REPOSITORY
 from sweep import times
-from sweep.domains import find_domain
 from sweep.places import Places, read_json
 from sweep.plan import Plan, relative
 from sweep.run import Run

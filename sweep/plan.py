@@ -9,11 +9,10 @@ from typing import Any
 
 from pwm_core.config import ROUNDING, Config
 from pwm_core.config_file import find_configs, leaves, load_config
-from pwm_core.domain import Domain
+from pwm_core.domain import Domain, find_domain
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import REPOSITORY
 from pwm_core.runs.run_folder import EXTENDABLE, RunFolder
-from sweep.domains import expand, find_domain
 from sweep.places import Places
 from sweep.run import Run
 from sweep.schema import Change, Sweep, as_flags
@@ -34,6 +33,13 @@ class Plan:
         config = self.configs[run.variant, run.task]
         basic = config.BasicSettings.model_copy(update={"Seed": run.seed})
         return config.model_copy(update={"BasicSettings": basic})
+
+
+def expand(domain: Domain, tasks: tuple[str, ...]) -> list[str]:
+    """Return the short names of ``tasks``, each once and in order. Named lists are expanded."""
+    lists = domain.benchmark.lists
+    full = [short for task in tasks for short in lists.get(task, (task,))]
+    return list(dict.fromkeys(domain.benchmark.short_name(task) for task in full))
 
 
 def agent_frame_skip(config: Config) -> int:

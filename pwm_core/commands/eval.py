@@ -29,7 +29,7 @@ from pwm_core.runtime import (
     use_threads,
     versions,
 )
-from pwm_core.training.episode_videos import SIZE, Episode, film
+from pwm_core.training.episode_videos import Episode, as_pictures, film
 from pwm_core.training.evaluation import play, standard_error
 
 EVALUATION_SEEDS = 2**32
@@ -108,10 +108,7 @@ def _film(
 ) -> None:
     """Film ``episodes``, the first of the evaluated ones. A note is printed if nothing can render,
     or if a video cannot be written."""
-    basic, videos = trained.config.BasicSettings, trained.folder.videos
-    shape = (SIZE, SIZE, basic.ObsShape[2])
-    shown = basic.model_copy(update={"ObsType": "visual", "ObsShape": shape})
-    visual = trained.config.model_copy(update={"BasicSettings": shown})
+    visual, videos = as_pictures(trained.config), trained.folder.videos
 
     def make_env(count: int) -> VectorEnv:
         return domain.make_env(visual, settings.task, count, settings.seed + EVALUATION_SEEDS)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pwm_core.config import Config
 from pwm_core.envs import VectorEnv
 from pwm_core.runs.mp4 import VideoWriter
 
@@ -36,6 +37,15 @@ class Episode:
     number: int
     actions: np.ndarray
     episode_return: float
+
+
+def as_pictures(config: Config) -> Config:
+    """``config`` with observations that are pictures of :data:`SIZE` pixels a side."""
+    shape = (SIZE, SIZE, config.BasicSettings.ObsShape[2])
+    changes = {"ObsType": "visual", "ObsShape": shape}
+    return config.model_copy(
+        update={"BasicSettings": config.BasicSettings.model_copy(update=changes)}
+    )
 
 
 def film(
