@@ -84,7 +84,8 @@ class BasicSettings(_Section):
     ObsType: Literal["visual", "proprio"]
     """``visual``: pixels. ``proprio``: a vector of positions and velocities, where there is one."""
     UseAmp: bool
-    """Use bfloat16 autocast in the networks. Scans, losses and normalisation stay in float32."""
+    """Use bfloat16 autocast in the networks. Scans, losses and sums inside a normalisation stay in
+    float32. The result of a LayerNorm is float32 on CUDA, and rounded to bfloat16 on a CPU."""
     TF32: bool
     """On CUDA without UseAmp, round the factors of products and convolutions to TF32 (10 bits of
     mantissa); sums stay in float32. The factors of the scan are then rounded too, except with

@@ -145,7 +145,12 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware. Emulation would only be slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 does not have it
+    if found.get("architecture", "").startswith("x86"):
+        # oneDNN also takes bfloat16 from an AVX-512 that has to emulate it.
+        supported &= any(found[name] for name in ("amx_bf16", "avx512_bf16", "avx_ne_convert"))
+    return supported
 
 
 def to_device(value: np.ndarray | Tensor, device: torch.device) -> Tensor:

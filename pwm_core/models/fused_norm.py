@@ -30,8 +30,8 @@ class FusedNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(..., W) -> (..., W).
 
-        The result is float32 under autocast, but with the activation in the kernel it has the dtype
-        of the product that follows, which would cast it.
+        Under autocast the result is float32 on CUDA, but with the activation in the kernel it has
+        the dtype of the product that follows, which would cast it. On a CPU it has the input's.
         """
         if torch.compiler.is_compiling() or not fuses(self.kernels, x.device):
             normalised = super().forward(x)

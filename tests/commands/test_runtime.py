@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pwm_core.errors import UserError
-from pwm_core.runtime import available_cores, refuse_too_many_envs
+from pwm_core.runtime import available_cores, has_bfloat16, refuse_too_many_envs
 from tests.helpers_processes import ROOT, run_script
 
 
@@ -28,6 +29,21 @@ def test_environments_that_do_not_fit_are_refused() -> None:
     refuse_too_many_envs(8, 1_000_000)
     with pytest.raises(UserError, match=r"EvalEnvs = 100000000 is too many: .* about 100000 GB"):
         refuse_too_many_envs(100_000_000, 1_000_000, "EvalEnvs")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "multiplies"),
+    [(["avx512_f"], False), (["avx512_f", "avx512_bf16"], True), (["amx_bf16"], True)],
+)
+def test_bfloat16_is_used_where_the_cpu_multiplies_it(
+    instructions: list[str], multiplies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN takes it from any AVX-512, and emulates the products on an older one."""
+    names = ("avx512_f", "amx_bf16", "avx512_bf16", "avx_ne_convert")
+    found = {"architecture": "x86_64"} | {name: name in instructions for name in names}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert has_bfloat16(torch.device("cpu")) == multiplies
 
 
 RESTART = """

@@ -126,6 +126,16 @@ def test_storm_has_the_values_of_its_paper_and_code() -> None:
     assert load(STORM).discount == 0.985
 
 
+def test_storm_is_the_same_over_the_full_config_of_any_domain() -> None:
+    """What differs belongs to linear attention, which STORM does not have."""
+    atari, dmc = (
+        leaves(load_config(STORM, defaults=f"config_files/{name}.yaml").Models.model_dump())
+        for name in ("atari", "dmc")
+    )
+    differing = {key for key in atari if atari[key] != dmc[key]}
+    assert differing == {"WorldModel.HeadDivisor", "WorldModel.RMSNorm"}
+
+
 def test_a_change_lies_over_storm_and_so_does_a_flag(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("Models: {WorldModel: {TransformerNumLayers: 3}}\n")
