@@ -7,14 +7,14 @@ arguments=()
 for argument in "$@"; do
     if [ "$argument" = --all ]; then phases+=(slow); else arguments+=("$argument"); fi
 done
-$python -m ruff check .
-$python -m ruff format --check .
-.venv/bin/lint-imports --no-logo
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -c "from importlinter.cli import lint_imports_command as check; check()" --no-logo
 result=5 # pytest's code for: no test was selected
 for phase in "${phases[@]}"; do
     # Several processes, each with one file at a time and one thread. Slow tests start processes of
     # their own, and the files that take longest come first; see tests/conftest.py.
-    command=(env OMP_NUM_THREADS=1 $python -m pytest -m "$phase" -n auto --dist loadfile)
+    command=(env OMP_NUM_THREADS=1 "$python" -m pytest -m "$phase" -n auto --dist loadfile)
     case $phase in
     slow) command+=(--maxprocesses 2 --no-loadscope-reorder) ;;
     *) command+=(--maxprocesses 4) ;;

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
+from pwm_core.commands.cli import run_command
 from pwm_core.config_file import load_config
 from pwm_core.paths import REPOSITORY, find_logdir
 from pwm_core.runtime import find_device
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -76,7 +75,9 @@ def peak_gigabytes(device: torch.device) -> float:
     """Peak memory so far in GB, of torch on CUDA and of the whole process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    # Of this program alone: getrusage also counts what its parent held when it was started.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9
 
 
 def in_own_process(module: str, *arguments: str) -> dict[str, Any]:

@@ -247,6 +247,8 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = find_device(arguments.device)
+    if arguments.case in OTHERS and (arguments.baseline or arguments.scan != "chunked"):
+        raise UserError(f"--case {arguments.case} has no scan, so no --baseline and no --scan")
     if arguments.one:
         print(json.dumps(measure_one(arguments, device)))
         return

@@ -21,6 +21,8 @@ ROUNDING = (
 )
 """Keys that change how a step is computed, and its numbers only up to rounding. They may change
 when a run continues, and they do not distinguish runs."""
+EXTENDABLE = ("JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength")
+"""Keys that may be raised when a run continues."""
 
 
 def _parse_shape(value: Any) -> Any:

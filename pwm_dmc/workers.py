@@ -26,6 +26,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -147,13 +148,14 @@ class Worker:
 def stop(workers: Sequence[Worker]) -> None:
     """Stop the processes after their current call; it may be called again.
 
-    All of them stop at the same time. One that is still running after 10 s is killed.
+    All of them stop at the same time. Those that are still running after 10 s are killed.
     """
     for worker in workers:
         worker.pipe.close()
+    deadline = time.monotonic() + 10
     for worker in workers:
         try:
-            worker.process.wait(timeout=10)
+            worker.process.wait(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             worker.process.kill()
             worker.process.wait()

@@ -9,4 +9,6 @@ if [ "${1:-}" = tiny ]; then
     sweep=dmc_tiny
     shift
 fi
-exec "$python" -m sweep config_files/sweeps/$sweep.yaml "$@"
+cd "$caller"
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+exec "$python" -P -m sweep config_files/sweeps/$sweep.yaml "$@"

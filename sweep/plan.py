@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pwm_core.config import ROUNDING, Config
+from pwm_core.config import EXTENDABLE, ROUNDING, Config
 from pwm_core.config_file import find_configs, leaves, load_config
 from pwm_core.domain import Domain, find_domain
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import REPOSITORY
-from pwm_core.runs.run_folder import EXTENDABLE, RunFolder
 from sweep.places import Places
 from sweep.run import Run
 from sweep.schema import Change, Sweep, as_flags
@@ -194,6 +193,10 @@ def _differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def other_settings(plan: Plan, run: Run, places: Places) -> str:
     """Why the scores or the run folder of that name cannot be this run's; empty where they can."""
+    from pwm_core.runs.run_folder import (
+        RunFolder,  # here: it loads torch, which looking does without
+    )
+
     config = plan.config(run).model_dump(mode="json")
     scores = places.scores(run.name)
     found = scores.get("config")

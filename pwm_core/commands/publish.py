@@ -7,7 +7,10 @@ Evaluate what was published before you commit it::
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ import torch
 from pwm_core.commands import cli
 from pwm_core.errors import UserError
 from pwm_core.models.actor_critic import CRITICS
+from pwm_core.paths import LogDir
 from pwm_core.runs import pretrained
 from pwm_core.runs.run_folder import RunFolder
 from pwm_core.runs.tensor_files import write_tensors
@@ -36,10 +40,14 @@ def publish(folder: RunFolder) -> RunFolder:
     weights = _halved(folder.load_weights(step, torch.device("cpu")))
     kept = weights["actor_critic"]
     weights["actor_critic"] = {key: kept[key] for key in kept if not key.startswith(CRITICS)}
-    shutil.rmtree(published.path, ignore_errors=True)
-    write_tensors(published.checkpoint(step), weights)
-    for name in ABOUT:
-        shutil.copyfile(folder.path / name, published.path / name)
+    published.path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=published.path.parent) as beside:
+        made = RunFolder(folder.name, LogDir(Path(beside)))
+        write_tensors(made.checkpoint(step), weights)
+        for name in ABOUT:
+            shutil.copyfile(folder.path / name, made.path / name)
+        shutil.rmtree(published.path, ignore_errors=True)  # one of that name is kept until here
+        os.rename(made.path, published.path)
     return published
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -164,7 +165,8 @@ def _evaluate_and_draw(domain: Domain, arguments: argparse.Namespace, config: Co
     print(f"metrics: {folder.metrics}")
     print(f"checkpoints: {folder.path / 'checkpoints'}")
     print(f"videos: {folder.videos}")
-    print(f"another evaluation: ./eval.sh -run_name {folder.name} -video 1")
+    where = f" -logdir {shlex.quote(str(arguments.logdir))}" if arguments.logdir else ""
+    print(f"another evaluation: ./eval.sh -run_name {folder.name} -video 1{where}")
 
 
 def _random_play(domain: Domain, config: Config, task: str) -> float:
@@ -209,7 +211,8 @@ def _domain_of_run(flags: Sequence[str]) -> str | None:
         places = find_logdir(known.logdir).runs, REPOSITORY / "pretrained" / "ckpt"
         abouts = [runs / (known.name or "") / "run.json" for runs in places]
         about = next((path for path in abouts if path.is_file()), abouts[0])
-        return json.loads(about.read_text(encoding="utf-8"))["domain"]
+        domain = json.loads(about.read_text(encoding="utf-8"))["domain"]
+        return domain if isinstance(domain, str) else None
     except (argparse.ArgumentError, OSError, ValueError, KeyError, TypeError):
         return None  # The error is reported when the flags are parsed and the run is opened.
 

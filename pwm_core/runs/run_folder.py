@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from pwm_core.config import ROUNDING, Config
+from pwm_core.config import EXTENDABLE, ROUNDING, Config
 from pwm_core.config_file import dump_config, leaves, load_config
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import LogDir, find_logdir
@@ -33,8 +33,6 @@ from pwm_core.runs.checkpoint import ResumePoints
 from pwm_core.runs.files import numbers, remove_leftovers, write_text
 from pwm_core.runs.tensor_files import check_archive, read_tensors, write_tensors
 
-EXTENDABLE = ("JointTrainAgent.SampleMaxSteps", "JointTrainAgent.BufferMaxLength")
-"""Keys that may be raised when a run continues."""
 DIFFER = "note: the numbers may differ from here on:"
 NAME_BYTES = 200
 """The longest name of a run. A file system allows 255 bytes, and score files add a suffix."""

@@ -68,6 +68,7 @@ def test_one_sigkill(tree: RunTree, pong: Path) -> None:
     argv = [*atari("two", PONG, "JointTrainAgent.SaveEverySteps=15"), "-deterministic"]
     job = tree.start("atari", *argv)
     wait_for(lambda: last_step(tree.folder("two")) >= 120)
+    job.kill(signal.SIGSTOP)  # so that it does not end before it is killed
     tree.start("atari", *argv, "-resume").refused(f"is being trained by process {job.pid} on ")
     tree.start("atari", *argv).refused("-resume")
     job.kill()
