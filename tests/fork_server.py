@@ -1,4 +1,5 @@
-"""Commands in forks of a process that has imported torch, which spares each seconds of imports."""
+"""Commands in forks of a process that has imported torch and the commands themselves, which spares
+each seconds of imports."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ SERVER = f"""
 import json, os, resource, runpy, signal, sys, traceback
 sys.path.insert(0, os.getcwd())
 import torch._dynamo
-for name in sys.argv[1:]:
+for name in ("pwm_core.commands.train", "pwm_core.commands.eval", *sys.argv[1:]):
     __import__(name)
 for line in sys.stdin:
     job = json.loads(line)
@@ -58,7 +59,7 @@ class ForkServer:
 
         Args:
             environ: the environment variables of all scripts.
-            imports: modules that it imports besides torch.
+            imports: modules that it imports besides torch and the commands.
         """
         self.root = root
         self._process = subprocess.Popen(

@@ -43,24 +43,28 @@ def killed_five_times(tree: RunTree, domain: str, argv: list[str], first: int, l
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("domain", "make", "override", "first", "last"),
+    ("make", "override", "only_killed", "first", "last"),
     [
-        ("dmc", dmc, "BasicSettings.Seed=4", 420, 820),
-        ("dmc", dmc, "JointTrainAgent.BufferStorage=disk", 420, 820),
-        ("atari", atari, "BasicSettings.Seed=4", 120, 280),
-        ("atari", atari, "JointTrainAgent.NumEnvs=3", 120, 280),
+        (dmc, "BasicSettings.Seed=4", (), 420, 820),
+        (dmc, "BasicSettings.Seed=4", ("JointTrainAgent.BufferStorage=disk",), 420, 820),
+        (atari, "BasicSettings.Seed=4", (), 120, 280),
+        (atari, "JointTrainAgent.NumEnvs=3", (), 120, 280),
     ],
     ids=["dmc", "dmc on disk", "atari", "atari, three games"],
 )
 def test_sigkill(
-    domain: str, make: Callable[..., list[str]], override: str, first: int, last: int, tree: RunTree
-) -> None:
-    """Four cartpoles in worker processes with a ring that wraps; Pong likewise."""
-    suffix = re.sub(r"\W", "", override)
-    argv, whole = (make(f"{domain}{kind}{suffix}", override) for kind in ("killed", "whole"))
-    tree.start(domain, *whole).ended()
-    killed_five_times(tree, domain, argv, first, last)
-    assert_same_run(tree.folder(whole[1]), tree.folder(argv[1]))
+    make: Callable[..., list[str]], override: str, only_killed: tuple[str, ...], first: int,
+    last: int, tree: RunTree,
+) -> None:  # fmt: skip
+    """Four cartpoles in worker processes with a ring that wraps; Pong likewise. With its replay on
+    disk a run is the one with the replay in memory."""
+    domain, kind = make.__name__, re.sub(r"\W", "", override)
+    whole = tree.folder(f"{domain}whole{kind}")
+    if not whole.exists():
+        tree.start(domain, *make(whole.name, override)).ended()
+    name = re.sub(r"\W", "", "".join([domain, "killed", override, *only_killed]))
+    killed_five_times(tree, domain, make(name, override, *only_killed), first, last)
+    assert_same_run(whole, tree.folder(name))
 
 
 def test_one_sigkill(tree: RunTree, pong: Path) -> None:
