@@ -263,7 +263,9 @@ def test_the_time_of_a_train_py_outside_any_sweep_is_not_known(tmp_path: Path) -
     """The sweep's command is refused while it trains, and finds steps that no sweep made."""
     refused = 'if call < 3: sys.exit("error: run a is being trained by process 1 on vm")'
     toy = Toy(tmp_path / "toy", refused)
-    assert toy.run("a").done == ["a"]
+    supervisor = toy.supervisor("a")
+    supervisor.busy_wait = 60.0
+    assert supervisor.run().done == ["a"]
     assert len(toy.calls("a")) == 3
     assert len((toy.places.run("a") / "times").read_text().splitlines()) == 1
 
