@@ -26,9 +26,6 @@ VIDEOS = {"imagination": "imagination", "openloop": "openloop", "evaluation": "e
 COUNTERS = ("step", "frames", "episodes", "skipped_updates", "worker_restarts")
 """The last parts of the names of metrics that count from the beginning of the run."""
 
-COUNTERS = ("step", "frames", "episodes", "skipped_updates", "worker_restarts")
-"""The last parts of the names of metrics that count from the beginning of the run."""
-
 Record = dict[str, float]
 
 
