@@ -38,12 +38,15 @@ class Ahead:
             prediction can be expected to be better.
         reward: the share of the reward's variance that the predicted reward explains; None if all
             rewards are equal.
+        mean_reward, real_reward: the means of the predicted and of the real reward.
     """
 
     steps: int
     predicted: float
     reconstructed: float
     reward: float | None
+    mean_reward: float
+    real_reward: float
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,8 @@ def examine(
             float(errors[1][step] / still[step]),
             float(errors[2][step] / still[step]),
             _explained(reward[:, given + step], real[:, given + step]),
+            float(reward[:, given + step].mean()),
+            float(real[:, given + step].mean()),
         )
         for step in range(horizon)
     ]

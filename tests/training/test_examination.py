@@ -88,6 +88,8 @@ def test_errors_are_shares_of_the_error_of_predicting_no_change() -> None:
         assert ahead.reconstructed == pytest.approx(grey / still, rel=1e-4)
         reward = recording.reward[steps]
         assert ahead.reward == pytest.approx(1 - (reward**2).mean() / reward.var(), rel=1e-4)
+        assert ahead.mean_reward == pytest.approx(0, abs=1e-6)
+        assert ahead.real_reward == pytest.approx(reward.mean(), rel=1e-5)
     states = np.concatenate([np.arange(s + GIVEN, s + GIVEN + HORIZON) for s in starts])
     returns = observed_returns(recording, 0.5)[states]
     assert found.value is not None
@@ -144,6 +146,9 @@ def test_the_command_examines_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = command.run(domain, trained, examine_parser().parse_args(argv))
     assert found.examination.sequences == 4  # one in each episode that ended
     text = command.describe(found)
+    near = [ahead.real_reward for ahead in found.examination.ahead[:2]]
+    assert f"in steps 1 to 2 (real: {np.mean(near):.3g}), " in text
+    assert "in steps 3 to 3 (real: " in text
     assert "run, step 60, on count: 30 steps of its own" in text
     assert sum(line.split()[:1] in (["1"], ["2"], ["3"]) for line in text.splitlines()) == 3
     monkeypatch.setattr("sys.argv", ["examine", "run", "-checkpoint", "all"])
