@@ -29,7 +29,7 @@ from pwm_core.runs import pretrained
 from pwm_core.runs.files import write_text
 from pwm_core.runtime import find_device, seed_everything, use_precision, use_threads
 from pwm_core.training.evaluation import RandomAgent
-from pwm_core.training.examination import Ahead, Examination, examine
+from pwm_core.training.examination import Examination, Rewards, examine
 
 SHOWN = (1, 2, 3, 5, 8, 10, 15)
 """The distances of a prediction that are printed, besides the last."""
@@ -110,7 +110,7 @@ def describe(found: Found) -> str:
             lines.append(
                 f"{ahead.steps:11}  {ahead.predicted:9.3f}  {ahead.reconstructed:13.3f}  {reward}"
             )
-    lines += ["", _mean_rewards(seen.ahead)]
+    lines += ["", *_mean_rewards(seen.rewards), ""]
     if seen.value is None:
         lines.append(
             "Critic: not compared. Published agents have none, and of episodes that are cut off "
@@ -131,16 +131,19 @@ def describe(found: Found) -> str:
     return "\n".join(lines)
 
 
-def _mean_rewards(ahead: list[Ahead]) -> str:
-    """The mean rewards of the nearer and of the farther half of the predicted steps."""
-    half = (len(ahead) + 1) // 2
-    told = [
-        f"{np.mean([step.mean_reward for step in part]):.3g} in steps {part[0].steps} to "
-        f"{part[-1].steps} (real: {np.mean([step.real_reward for step in part]):.3g})"
-        for part in (ahead[:half], ahead[half:])
-        if part
-    ]
-    return f"Mean predicted reward: {', '.join(told)}."
+def _mean_rewards(rewards: list[Rewards]) -> list[str]:
+    """A line per kind of reward."""
+    spans = "  ".join(f"{f'steps {span.first} to {span.last}':>21}" for span in rewards)
+    lines = [f"Mean reward                           {spans}"]
+    for name, kind in (
+        ("real", "real"),
+        ("predicted, with the actions taken", "predicted"),
+        ("imagined, with the policy's own", "imagined"),
+    ):
+        found = [getattr(span, kind) for span in rewards]
+        told = "  ".join(f"{mean.mean:10.4g} +- {mean.error:7.2g}" for mean in found)
+        lines.append(f"{name:36}  {told}")
+    return lines
 
 
 def main() -> None:

@@ -38,15 +38,38 @@ class Ahead:
             prediction can be expected to be better.
         reward: the share of the reward's variance that the predicted reward explains; None if all
             rewards are equal.
-        mean_reward, real_reward: the means of the predicted and of the real reward.
     """
 
     steps: int
     predicted: float
     reconstructed: float
     reward: float | None
-    mean_reward: float
-    real_reward: float
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over sequences and its standard error, which is 0 for one sequence."""
+
+    mean: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The mean reward of some of the steps after the last real observation.
+
+    Attributes:
+        first, last: which of them, counted from 1.
+        real: as recorded.
+        predicted: by the world model, with the recorded actions.
+        imagined: by the world model, with actions that the policy takes in imagination.
+    """
+
+    first: int
+    last: int
+    real: Mean
+    predicted: Mean
+    imagined: Mean
 
 
 @dataclass(frozen=True)
@@ -73,6 +96,7 @@ class Examination:
         sequences: how many recorded sequences were examined.
         given: the number of real steps before each prediction.
         ahead: the predictions, by their distance.
+        rewards: of the nearer and of the farther half of the predicted steps.
         value: None if no return is known well enough; see :data:`REMAINDER`.
         entropy: of the policy, a mean in nats; with continuous actions it may be negative.
         rewarded: the share of all recorded steps whose reward is not 0.
@@ -81,6 +105,7 @@ class Examination:
     sequences: int
     given: int
     ahead: list[Ahead]
+    rewards: list[Rewards]
     value: Value | None
     entropy: float
     rewarded: float
@@ -114,7 +139,7 @@ def examine(
         for i in range(0, len(index), CHUNK)
     ]
     parts = [torch.cat(part).cpu().numpy() for part in zip(*found, strict=True)]
-    truth, rebuilt, predicted, reward, value, entropy = parts
+    truth, rebuilt, predicted, reward, imagined, value, entropy = parts
     scale = truth.std(axis=(0, 1)) if truth.ndim == 3 else np.ones(1)  # coordinates of a vector
     scale = np.where(scale > 1e-6, scale, np.inf)
     last = truth[:, given - 1 : given]
@@ -130,8 +155,6 @@ def examine(
             float(errors[1][step] / still[step]),
             float(errors[2][step] / still[step]),
             _explained(reward[:, given + step], real[:, given + step]),
-            float(reward[:, given + step].mean()),
-            float(real[:, given + step].mean()),
         )
         for step in range(horizon)
     ]
@@ -140,6 +163,7 @@ def examine(
         sequences=len(index),
         given=given,
         ahead=ahead,
+        rewards=_halves(real[:, given:], reward[:, given:], imagined),
         value=_compare(value[:, given:].ravel(), observed.ravel()),
         entropy=float(entropy[:, given:].mean()),
         rewarded=float((recording.reward != 0).mean()),
@@ -187,8 +211,9 @@ def _rows(agent: Agent, recording: Recording, index: np.ndarray) -> Batch:
 
 
 def _predict(agent: Agent, rows: Batch, given: int, samples: int) -> tuple[Tensor, ...]:
-    """Truth, reconstruction and prediction (B, T, ...), predicted rewards, the critic's values of
-    the real states and the policy's entropy there, (B, T) each."""
+    """Truth, reconstruction and prediction (B, T, ...), predicted rewards (B, T), those of the
+    policy in imagination (B, H), the critic's values of the real states and the policy's entropy
+    there, (B, T) each."""
     model, judge = agent.world_model.eval(), agent.actor_critic
     shape = rows.is_first.shape
     prepared = model.codec.prepare(rows.obs.flatten(0, 1))
@@ -207,7 +232,42 @@ def _predict(agent: Agent, rows: Batch, given: int, samples: int) -> tuple[Tenso
             follows, _ = model.sequence(taken, action, rows.is_first)
             reward += model.predict(follows)[0].float() / samples
     images = (array.float().unflatten(0, shape) for array in (prepared, rebuilt, decoded))
-    return *images, reward, value.float(), entropy.float()
+    imagined = _imagined_rewards(agent, Batch(*(field[:, :given] for field in rows)), samples)
+    return *images, reward, imagined, value.float(), entropy.float()
+
+
+def _imagined_rewards(agent: Agent, rows: Batch, samples: int) -> Tensor:
+    """The mean rewards (B, H) of rollouts that start from the last step of ``rows``, as those that
+    train the agent do."""
+    size = agent.config.JointTrainAgent.ImagineBatchSize
+    parts = []
+    for begin in range(0, len(rows.is_first), size):
+        part = Batch(*(field[begin : begin + size] for field in rows))
+        drawn = [agent.imagine(part).reward for _ in range(samples)]
+        mean = torch.stack(drawn).mean(0)  # (B * starts, H)
+        parts.append(mean.unflatten(0, (len(part.is_first), -1))[:, -1])
+    return torch.cat(parts).float()
+
+
+def _halves(real: np.ndarray, predicted: np.ndarray, imagined: np.ndarray) -> list[Rewards]:
+    """The rewards (B, H) of the nearer and of the farther steps, averaged."""
+    horizon = real.shape[1]
+    edges = sorted({0, (horizon + 1) // 2, horizon})
+    return [
+        Rewards(
+            begin + 1,
+            end,
+            *(_mean(reward[:, begin:end].mean(1)) for reward in (real, predicted, imagined)),
+        )
+        for begin, end in itertools.pairwise(edges)
+    ]
+
+
+def _mean(values: np.ndarray) -> Mean:
+    """The mean of ``values`` (B,)."""
+    count = len(values)
+    error = float(values.std(ddof=1)) / count**0.5 if count > 1 else 0.0
+    return Mean(float(values.mean()), error)
 
 
 def _explained(predicted: np.ndarray, real: np.ndarray) -> float | None:
