@@ -137,9 +137,15 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`, also for a state written on another device."""
+        """The inverse of :meth:`state_dict`, also for a state written on another device.
+
+        The settings stay those that this optimiser was made with. So a run whose config has been
+        changed goes on with what the config says.
+        """
+        kept = ("lr", "eps", "weight_decay", "capturable")
+        (settings,) = [{key: group[key] for key in kept} for group in self.adamw.param_groups]
         self.adamw.load_state_dict(state["optimizer"])
-        for group in self.adamw.param_groups:  # the state has the flag of another device
-            group["capturable"] = self._capturable
+        for group in self.adamw.param_groups:
+            group.update(settings)
         for name in ("skipped", "in_a_row", "longest"):
             getattr(self, name).copy_(state[name])

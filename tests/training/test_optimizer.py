@@ -1,4 +1,4 @@
-"""The optimiser's state on another device than it was written on."""
+"""The optimiser's state on another device, or under another config, than it was written."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import nn
 from pwm_core.training.optimizer import Optimizer
 
 
-def make_optimizer() -> tuple[nn.Linear, Optimizer]:
+def make_optimizer(lr: float = 1e-2) -> tuple[nn.Linear, Optimizer]:
     torch.manual_seed(0)
     module = nn.Linear(3, 2)
-    return module, Optimizer(module, lr=1e-2, eps=1e-8, weight_decay=0.0, clip=1.0)
+    return module, Optimizer(module, lr=lr, eps=1e-8, weight_decay=0.0, clip=1.0)
 
 
 def update(module: nn.Linear, optimizer: Optimizer) -> None:
@@ -34,3 +34,15 @@ def test_a_state_written_on_cuda_continues_on_a_cpu() -> None:
     update(module, optimizer)
     update(other, resumed)
     assert torch.equal(module.weight, other.weight)
+
+
+def test_a_config_that_was_changed_counts_and_not_the_saved_one() -> None:
+    (module, optimizer), (other, resumed) = make_optimizer(), make_optimizer(lr=1e-3)
+    update(module, optimizer)
+    update(other, resumed)
+    other.load_state_dict(module.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    before = module.weight.detach().clone()
+    update(module, optimizer)
+    update(other, resumed)
+    assert torch.allclose(other.weight - before, (module.weight - before) / 10, rtol=1e-4)
