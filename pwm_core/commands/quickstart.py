@@ -81,6 +81,8 @@ def _fill_in(domain: Domain, arguments: argparse.Namespace) -> Config:
         short = re.sub(r"^.*/|-v\d+$", "", arguments.env_name)
         stem = f"{short}{size}-seed{config.BasicSettings.Seed}"
         found = _find_run(domain, arguments, config, stem) if arguments.resume else None
+        if arguments.resume and found is None:
+            print("-resume: no run of this task and seed was started; a new one begins")
         arguments.name = found or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return config
 

@@ -53,6 +53,7 @@ def test_resume_finds_the_run_of_the_same_flags(tree: RunTree) -> None:
     wait_for_step(job, run, 110)
     job.kill(signal.SIGTERM)
     job.ended(75)
+    assert "no run of this task and seed was started; a new one begins" in job.stdout
 
     refused = tree.quickstart(*command(tree, *longer, "-resume", *flags("Models.Gamma=0.9")))
     refused.refused(run.name, "Models.Gamma was 0.997 and is 0.9", "-n")
