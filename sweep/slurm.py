@@ -64,7 +64,10 @@ def _ask(*command: str) -> str:
     """
     done = _run(*command)
     if done.returncode:
-        raise UserError(f"Slurm does not answer: {_reason(done.stderr)}; with --local the sweep runs on this machine")
+        raise UserError(
+            f"Slurm does not answer: {_reason(done.stderr)}; with --local the sweep runs on this "
+            "machine"
+        )
     return done.stdout
 
 

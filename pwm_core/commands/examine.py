@@ -63,6 +63,10 @@ def run(domain: Domain, trained: TrainedRun, arguments: argparse.Namespace) -> F
         UserError: the flags, the run or the machine do not allow it.
     """
     config, task, steps = trained.config, trained.task, arguments.steps
+    if arguments.given < 2:
+        raise UserError(
+            "-given: at least 2, because imagination starts from a state that a step led to"
+        )
     (step,) = trained.folder.select(arguments.checkpoint)
     use_threads(config.BasicSettings.Threads)
     device = find_device(arguments.device)
@@ -158,6 +162,7 @@ def main() -> None:
     logdir = find_logdir(arguments.logdir)
     domain = find_domain(pretrained.open_folder(arguments.name, logdir).metadata()["domain"])
     flags = ["-n", arguments.name, "-logdir", str(logdir.root)]
+    flags += ["-set", "BasicSettings.Compile=off"]  # it would take longer than what it saves here
     flags += [part for override in arguments.set for part in ("-set", override)]
     trained = open_run(domain, cli.eval_parser(domain).parse_args(flags))
     found = run(domain, trained, arguments)

@@ -62,7 +62,8 @@ class Rewards:
         first, last: which of them, counted from 1.
         real: as recorded.
         predicted: by the world model, with the recorded actions.
-        imagined: by the world model, with actions that the policy takes in imagination.
+        imagined: by the world model, with actions that the policy takes in imagination. It starts
+            from the last real observation, so its first step is one earlier than the others'.
     """
 
     first: int
@@ -120,7 +121,7 @@ def examine(
     Args:
         agent: its weights are not changed.
         recording: at least ``given + horizon`` steps of some episode.
-        given: real steps before each prediction.
+        given: real steps before each prediction, at least 2.
         horizon: predicted steps, which take the recorded actions.
         samples: predictions that are averaged.
 

@@ -173,6 +173,9 @@ def test_the_command_examines_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     text = command.describe(found)
     assert "steps 1 to 2" in text
     assert "steps 3 to 3" in text
+    monkeypatch.setattr("sys.argv", ["examine", "run", "-given", "1"])
+    with pytest.raises(UserError, match="-given: at least 2"):
+        command.main()
     monkeypatch.setattr("sys.argv", ["examine", "run", "-checkpoint", "all"])
     with pytest.raises(UserError, match="one at a time"):
         command.main()
