@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pwm_core.config import Config
@@ -34,6 +35,11 @@ class CategoricalPolicy:
     def entropy(self, output: Tensor) -> Tensor:
         """Entropy (...) float32 in nats."""
         return categorical_entropy(output.float().log_softmax(-1))
+
+    def mixed_entropy(self, output: Tensor) -> Tensor:
+        """Entropy of the probabilities averaged over all states: a float32 scalar in nats."""
+        mean = output.float().softmax(-1).flatten(0, -2).mean(0)
+        return -torch.xlogy(mean, mean).sum()
 
     def encode(self, action: Tensor) -> Tensor:
         """The world model's input: ``action`` as one-hot vectors (..., A) float32."""

@@ -68,6 +68,16 @@ class GaussianPolicy(nn.Module):
         _, std = self._mean_std(output)
         return (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
+    def mixed_entropy(self, output: Tensor) -> Tensor:
+        """Entropy of the mixture of the Gaussians of all states: a float32 scalar in nats.
+
+        It is that of independent Gaussians with the mixture's variances, the most that the
+        mixture can have. It is exact if all states have the same Gaussian.
+        """
+        mean, std = (part.flatten(0, -2) for part in self._mean_std(output))
+        variance = mean.var(0, correction=0) + std.square().mean(0)
+        return 0.5 * (2 * math.pi * math.e * variance).log().sum()
+
     def encode(self, action: Tensor) -> Tensor:
         """The clipped ``action``, which the world model reads and the environment executes."""
         return action.clamp(self.low, self.high)

@@ -183,6 +183,7 @@ class ActorCritic(nn.Module):
             "policy_loss": losses["policy"].detach(),
             "value_loss": losses["value"].detach(),
             "entropy": entropy.detach().mean(),
+            "action_information": policy.mixed_entropy(output.detach()) - entropy.detach().mean(),
             "scale": scale,
             "lambda_return": returns.mean(),
             "norm_adv": advantage.mean(),

@@ -153,6 +153,12 @@ class Policy(Protocol):
     def entropy(self, output: Tensor) -> Tensor:
         """(...) float32 nats."""
 
+    def mixed_entropy(self, output: Tensor) -> Tensor:
+        """Entropy of an action when the state is not known, a float32 scalar in nats.
+
+        The state is equally likely each of those that ``output`` (..., output_width) belongs to.
+        """
+
     def encode(self, action: Tensor) -> Tensor:
         """The world model's input for ``action``: (..., A) float32."""
 

@@ -162,6 +162,9 @@ def test_the_loss_is_the_one_computed_by_hand(
     torch.testing.assert_close(loss, total, **CLOSE)
     for name in ("policy_loss", "value_loss", "entropy", "scale"):
         torch.testing.assert_close(metrics[name], getattr(expected, name).detach(), **CLOSE)
+    output = model.actor(trajectory.deter[:, :-1], trajectory.latent[:, :-1])
+    information = model.policy.mixed_entropy(output) - expected.entropy
+    torch.testing.assert_close(metrics["action_information"], information.detach(), **CLOSE)
     torch.testing.assert_close(metrics["lambda_return"], expected.returns.mean(), **CLOSE)
     torch.testing.assert_close(metrics["norm_adv"], expected.advantage.mean(), **CLOSE)
     for name, parameter in model.named_parameters():

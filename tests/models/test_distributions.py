@@ -236,6 +236,26 @@ def test_the_gaussian_policy_is_torchs() -> None:
     assert draws.abs().max() > 1  # samples are not clipped, what is executed is
 
 
+def test_the_mixed_entropy_is_that_of_actions_in_unknown_states() -> None:
+    torch.manual_seed(0)
+    categorical, output = CategoricalPolicy(6), 2 * torch.randn(7, 5, 6)
+    mixture = Categorical(probs=Categorical(logits=output).probs.mean((0, 1)))
+    torch.testing.assert_close(categorical.mixed_entropy(output), mixture.entropy())
+
+    gaussian = GaussianPolicy(3, 0.1, 1.0)
+    drawn = gaussian.sample(output.expand(40_000, 7, 5, 6)).flatten(0, 2)
+    found = Independent(Normal(0.0, drawn.std(0)), 1).entropy()
+    torch.testing.assert_close(gaussian.mixed_entropy(output), found, rtol=0, atol=0.01)
+
+
+def test_an_action_tells_nothing_about_states_that_the_policy_does_not_tell_apart() -> None:
+    for policy in (CategoricalPolicy(6), GaussianPolicy(3, 0.1, 1.0)):
+        same = torch.randn(6).expand(7, 5, 6)
+        torch.testing.assert_close(policy.mixed_entropy(same), policy.entropy(same).mean())
+    certain = torch.eye(6) * 200  # in each state another action
+    torch.testing.assert_close(CategoricalPolicy(6).mixed_entropy(certain), torch.tensor(6.0).log())
+
+
 @pytest.mark.parametrize(("raw", "std"), [(-100.0, 0.1), (-2.0, 0.55), (100.0, 1.0)])
 def test_the_standard_deviation_stays_in_its_range(raw: float, std: float) -> None:
     output = torch.tensor([[0.0, raw]])
