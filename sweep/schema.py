@@ -1,7 +1,6 @@
 """The sweep file: which runs there are, and what each of them gets.
 
-Every key is documented where it is declared. ``config_files/sweeps/`` holds the files of the two
-benchmarks.
+Every key is documented where it is declared. ``config_files/sweeps/`` holds the files.
 """
 
 from __future__ import annotations
