@@ -25,7 +25,7 @@ from sweep import schema
 from sweep.__main__ import main
 from sweep.estimate import measured_disk, measured_speed
 from sweep.places import Places, project_places, write_json
-from sweep.plan import Plan, make_plan, other_settings
+from sweep.plan import Plan, check_settings, make_plan, other_settings
 from sweep.records import take_lock
 from sweep.states import Observer, local_lock
 
@@ -282,6 +282,25 @@ def test_a_finished_run_is_known_by_its_results(tmp_path: Path, places: Places) 
     places.run(plan.runs[0].name).mkdir(parents=True)
     (places.results / f"{plan.runs[0].name}.training.json").unlink()
     assert state() == "not started"  # the run is not collected yet
+
+
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [
+        ("dmc_tiny", "."),
+        ("ablations", "studies/ablations"),
+        ("ablations_catch", "studies/ablations"),
+        ("dmc_tiny_choices", "studies/choices"),
+    ],
+)
+def test_the_results_of_this_repository_are_those_of_its_sweeps(
+    file: str, folder: str, tmp_path: Path
+) -> None:
+    """Else the sweep that made them would be refused, as after a change of its config file."""
+    plan = make_plan(schema.load(schema.find(file), []))
+    committed = Places(tmp_path, REPOSITORY / folder / "eval_result")
+    assert any((committed.results / f"{run.name}.csv").exists() for run in plan.runs)
+    check_settings(plan, committed)
 
 
 def test_results_of_other_settings_are_not_taken_for_a_run(tmp_path: Path, places: Places) -> None:
