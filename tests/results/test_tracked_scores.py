@@ -46,8 +46,11 @@ def test_scores_join_the_run_that_wandb_tracked(tmp_path: Path) -> None:
     folder = tmp_path / "ckpt" / "run"
     run_id = json.loads((folder / "run.json").read_text())["tracker_id"]
     found, summary = {}, {}
-    for path in sorted(folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb")):
-        for record in read_wandb(path):
+    # the folder of a second start in the same second gets one more suffix
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        records = read_wandb(path)
+        assert [r.run.run_id for r in records if r.HasField("run")] == [run_id]
+        for record in records:
             items = {i.key or "/".join(i.nested_key): i for i in record.history.item}
             values = {key: json.loads(item.value_json) for key, item in items.items()}
             if "Evaluation/return" in values:
