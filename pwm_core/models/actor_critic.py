@@ -104,7 +104,21 @@ class ActorCritic(nn.Module):
             agent.MinPer, agent.MaxPer, agent.EMADecay, agent.Percentile
         )
         self._step_weights = STEP_WEIGHTS[models.Agent.StepWeight]
-        self.loss_weights = {"policy": 1.0, "value": 1.0, "entropy": models.Agent.EntropyCoef}
+        # the entropy's is a buffer, so that a compiled loss or a captured graph sees it change
+        self.register_buffer(
+            "entropy_coef", torch.tensor(models.Agent.EntropyCoef), persistent=False
+        )
+        self.loss_weights = {"policy": 1.0, "value": 1.0}
+
+    def anneal(self, progress: float) -> None:
+        """Set the weight of the entropy bonus for a run that has done ``progress`` of its steps.
+
+        See ``Models.Agent.EntropyEnd``. ``progress`` is a share of 1; a larger one counts as 1.
+        """
+        agent = self.config
+        if agent.EntropyEnd != 1:
+            factor = 1 + (agent.EntropyEnd - 1) * min(progress, 1.0)
+            self.entropy_coef.fill_(agent.EntropyCoef * factor)
 
     def act(self, deter: Tensor, latent: Tensor, *, greedy: bool = False) -> Tensor:
         """(N, D) and (N, S) -> actions as executed and stored: (N,) int64, or (N, A) clipped."""
@@ -178,7 +192,7 @@ class ActorCritic(nn.Module):
             "value": check_shape("value", weight * critic_error, shape).mean(),
             "entropy": -check_shape("entropy", weight * entropy, shape).mean(),
         }
-        total = weighted_sum(losses, self.loss_weights)
+        total = weighted_sum(losses, self.loss_weights | {"entropy": self.entropy_coef})
         return total, {
             "policy_loss": losses["policy"].detach(),
             "value_loss": losses["value"].detach(),
