@@ -299,8 +299,8 @@ class AgentConfig(_Section):
     EntropyCoef: NonNegative
     """Weight of the policy's entropy bonus."""
     EntropyEnd: Fraction
-    """What EntropyCoef is multiplied by at the run's last step. The factor moves there in a straight
-    line, from 1 at the first step. 1 keeps EntropyCoef constant, as in the paper."""
+    """What EntropyCoef is multiplied by at the run's last step. The factor goes there linearly,
+    from 1 at the first step. 1 keeps EntropyCoef constant, as in the paper."""
     ClipRatio: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
     """PPO's clip of the probability ratio between the current policy and the policy that acted. It
     is used only with AgentUpdate above 1."""

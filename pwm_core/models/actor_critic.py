@@ -85,7 +85,12 @@ class ActorCritic(nn.Module):
     Args:
         models: sizes and objectives.
         policy: the domain's distribution of actions.
+
+    Attributes:
+        entropy_coef: the weight of the entropy bonus now, a float32 scalar.
     """
+
+    entropy_coef: Tensor
 
     def __init__(self, models: Models, policy: Policy) -> None:
         super().__init__()
@@ -104,16 +109,16 @@ class ActorCritic(nn.Module):
             agent.MinPer, agent.MaxPer, agent.EMADecay, agent.Percentile
         )
         self._step_weights = STEP_WEIGHTS[models.Agent.StepWeight]
-        # the entropy's is a buffer, so that a compiled loss or a captured graph sees it change
-        self.register_buffer(
-            "entropy_coef", torch.tensor(models.Agent.EntropyCoef), persistent=False
-        )
         self.loss_weights = {"policy": 1.0, "value": 1.0}
+        # a tensor, so that compiled and captured code sees it change
+        coefficient = torch.tensor(models.Agent.EntropyCoef)
+        self.register_buffer("entropy_coef", coefficient, persistent=False)
 
     def anneal(self, progress: float) -> None:
-        """Set the weight of the entropy bonus for a run that has done ``progress`` of its steps.
+        """Set the weight of the entropy bonus, which ``Models.Agent.EntropyEnd`` lets shrink.
 
-        See ``Models.Agent.EntropyEnd``. ``progress`` is a share of 1; a larger one counts as 1.
+        Args:
+            progress: the share of the run's steps that are done; above 1 counts as 1.
         """
         agent = self.config
         if agent.EntropyEnd != 1:
