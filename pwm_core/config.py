@@ -300,7 +300,8 @@ class AgentConfig(_Section):
     """Weight of the policy's entropy bonus."""
     EntropyEnd: Fraction
     """What EntropyCoef is multiplied by at the run's last step. The factor goes there linearly,
-    from 1 at the first step. 1 keeps EntropyCoef constant, as in the paper."""
+    from 1 at the first step. 1 keeps EntropyCoef constant, as in the paper. A finished run that is
+    extended goes on with the factor of its new length."""
     ClipRatio: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
     """PPO's clip of the probability ratio between the current policy and the policy that acted. It
     is used only with AgentUpdate above 1."""
