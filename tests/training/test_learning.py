@@ -128,7 +128,7 @@ def test_catch_is_learnt_from_pixels(file: str, seed: int, tmp_path: Path) -> No
 
 
 def train_balance(seed: int, folder: Path, steps: int) -> tuple[float, dict[int, float]]:
-    """Train on cartpole_balance for ``steps`` steps; with 4,000 as ``./train.sh`` does on a CPU.
+    """Train on cartpole_balance for ``steps`` steps; ``./train.sh`` makes 4,000 on a CPU.
 
     Returns:
         the mean return of 10 episodes of a random policy, and that of each checkpoint by its step.
@@ -159,17 +159,17 @@ def train_balance(seed: int, folder: Path, steps: int) -> tuple[float, dict[int,
 
 @pytest.mark.parametrize(
     "steps",
-    [pytest.param(4000, marks=pytest.mark.slow), pytest.param(8000, marks=pytest.mark.long)],
+    [pytest.param(6000, marks=pytest.mark.slow), pytest.param(8000, marks=pytest.mark.long)],
 )
 def test_balancing_is_learnt_from_proprioception(steps: int, tmp_path: Path) -> None:
-    """The return beats random play (269 of 1000), and the best of blind noise (487) by step 4000.
+    """By step 4000 the return beats random play (269 of 1000), and the best of blind noise (487).
 
-    At step 8000 it also beats doing nothing (736, because the pole begins upright). A run of this
-    seed returned 648 after 4000 steps and 955 after 8000.
+    At the end it also beats doing nothing (736, because the pole begins upright). The run of 6000
+    steps returned 705 after 4000 and 958 at the end.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         random, trained = pool.apply(train_balance, (1, tmp_path, steps))
     print(f"cartpole_balance: {random:.0f} at random, trained {trained}")
     assert random < 340
     assert trained[4000] > 487
-    assert trained[steps] > (800 if steps == 8000 else 487)
+    assert trained[steps] > {6000: 736, 8000: 800}[steps]
