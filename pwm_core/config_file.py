@@ -239,6 +239,18 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+@functools.cache
+def _full(defaults: str) -> dict[str, Any]:
+    """``Section.Key`` -> value of the full config ``defaults``."""
+    return leaves(load_config(defaults).model_dump(mode="json"))
+
+
+def complete(config: Mapping[str, Any], defaults: str) -> dict[str, Any]:
+    """``Section.Key`` -> value of a stored config. Keys that are newer than it get the values of
+    ``defaults``, the domain's full config."""
+    return _full(defaults) | leaves(config)
+
+
 def _parse_override(text: str) -> dict[str, Any]:
     """``Section.Key=value`` -> nested mapping."""
     key, equals, value = text.partition("=")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pwm_core.config import ROUNDING
-from pwm_core.config_file import leaves, load_config
+from pwm_core.config_file import complete, leaves, load_config
 from pwm_core.paths import CONFIG_ROOT
 
 IGNORED = (
@@ -68,9 +68,10 @@ class ConfigName(NamedTuple):
 def config_name(domain: str, config: dict[str, Any]) -> ConfigName:
     """Name the config file that ``config`` was made from, and the changes to it.
 
-    Keys that only one of the two has (for example in a run of another version) are not compared.
+    Keys that ``config`` lacks, because they are newer than its run, have the full config's values.
+    Keys that have been removed since are not compared.
     """
-    own = _comparable(config)
+    own = _comparable(complete(config, f"config_files/{domain}.yaml"))
     changed = {
         name: [key for key in own if key in known and own[key] != known[key]]
         for name, known in _known(domain).items()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pwm_core.config import EXTENDABLE, ROUNDING, Config
-from pwm_core.config_file import find_configs, leaves, load_config
+from pwm_core.config_file import complete, find_configs, leaves, load_config
 from pwm_core.domain import Domain, find_domain
 from pwm_core.errors import UserError, closest
 from pwm_core.paths import REPOSITORY
@@ -179,14 +179,14 @@ def _chosen(runs: list[Run], only: list[str]) -> list[Run]:
 # ---------------------------------------------------------------------------- other settings
 
 
-def _differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Keys that both have and that differ: a key only one has is another version's. A run may be
-    made longer, and may compute its steps in another way."""
-    before = leaves(was)
+def _differences(was: dict[str, Any], now: dict[str, Any], defaults: str) -> list[str]:
+    """Keys whose values differ. A run may be made longer, and may compute its steps in another way.
+    A key that ``was`` lacks is taken from ``defaults``, as in a run's folder."""
+    before = complete(was, defaults)
     return [
         f"{key} was {before[key]} and is {value}"
         for key, value in leaves(now).items()
-        if key in before and before[key] != value and key not in ROUNDING
+        if before[key] != value and key not in ROUNDING
         if key not in EXTENDABLE or before[key] > value
     ]
 
@@ -201,7 +201,7 @@ def other_settings(plan: Plan, run: Run, places: Places) -> str:
     scores = places.scores(run.name)
     found = scores.get("config")
     if isinstance(found, dict) and places.has_score(run.name, 0):
-        changed = _differences(found, config)
+        changed = _differences(found, config, find_domain(run.domain).defaults)
         if changed:
             return f"its scores in {places.results} were made with {'; '.join(changed)}"
     folder = RunFolder(run.name)

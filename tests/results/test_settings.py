@@ -57,6 +57,15 @@ def test_names_of_configs_with_many_changes() -> None:
     assert name(*many, "BasicSettings.Seed=4")[0] == short
 
 
+def test_a_config_from_before_a_key_had_the_full_configs_value() -> None:
+    """It is not taken for the config file that sets the key to something else."""
+    config = load_config("config_files/dmc_tiny.yaml", defaults="config_files/dmc.yaml")
+    content = config.model_dump(mode="json")
+    assert config_name("dmc", content).short == "tiny"
+    del content["Models"]["Agent"]["EntropyEnd"]
+    assert config_name("dmc", content).short == "tiny, entropy end 1"
+
+
 def test_protocols_are_kept_apart(folders: Folders) -> None:
     """Two protocols in one folder are two settings with separate names and colours."""
     folders.add("Pong", 1, 7.3, sticky=0.25)

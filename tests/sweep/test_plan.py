@@ -313,6 +313,20 @@ def test_results_of_other_settings_are_not_taken_for_a_run(tmp_path: Path, place
     assert not places.runs.exists()
 
 
+def test_scores_from_before_a_key_had_the_full_configs_value(
+    tmp_path: Path, places: Places
+) -> None:
+    plan = plan_of(tmp_path)
+    leave_results(places, plan, plan.runs[0].steps)
+    path = places.results / f"{plan.runs[0].name}.json"
+    about = json.loads(path.read_text())
+    del about["config"]["Models"]["Agent"]["EntropyEnd"]
+    path.write_text(json.dumps(about))
+    assert other_settings(plan, plan.runs[0], places) == ""
+    other = plan_of(tmp_path, overrides={"Models.Agent.EntropyEnd": 0.1})
+    assert "EntropyEnd was 1.0 and is 0.1" in other_settings(other, other.runs[0], places)
+
+
 def test_a_longer_sweep_may_extend_a_run_but_not_shorten_it(tmp_path: Path, places: Places) -> None:
     plan = plan_of(tmp_path, config="config_files/atari_tiny.yaml")
     leave_results(places, plan, plan.runs[0].steps)
