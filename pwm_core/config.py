@@ -299,9 +299,9 @@ class AgentConfig(_Section):
     EntropyCoef: NonNegative
     """Weight of the policy's entropy bonus."""
     EntropyEnd: Fraction
-    """What EntropyCoef is multiplied by at the run's last step. The factor goes there linearly,
-    from 1 at the first step. 1 keeps EntropyCoef constant, as in the paper. A finished run that is
-    extended goes on with the factor of its new length."""
+    """EntropyCoef is multiplied by a factor that goes linearly from 1 at step 0 to this value at
+    SampleMaxSteps. 1 keeps EntropyCoef constant, as in the paper. In a run that is extended the
+    factor jumps up to that of the new length."""
     ClipRatio: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
     """PPO's clip of the probability ratio between the current policy and the policy that acted. It
     is used only with AgentUpdate above 1."""
