@@ -62,8 +62,8 @@ def test_a_config_from_before_a_key_had_the_full_configs_value() -> None:
     config = load_config("config_files/dmc_tiny.yaml", defaults="config_files/dmc.yaml")
     content = config.model_dump(mode="json")
     assert config_name("dmc", content).short == "tiny"
-    del content["Models"]["Agent"]["EntropyEnd"]
-    assert config_name("dmc", content).short == "tiny, entropy end 1"
+    del content["Models"]["Agent"]["Eps"]
+    assert config_name("dmc", content).short == "tiny, agent eps 1e-5"
 
 
 def test_protocols_are_kept_apart(folders: Folders) -> None:
