@@ -298,10 +298,6 @@ class AgentConfig(_Section):
     it. ``one``: 1, also after a predicted end (STORM)."""
     EntropyCoef: NonNegative
     """Weight of the policy's entropy bonus."""
-    EntropyEnd: Fraction
-    """EntropyCoef is multiplied by a factor that goes linearly from 1 at step 0 to this value at
-    SampleMaxSteps. 1 keeps EntropyCoef constant, as in the paper. In a run that is extended the
-    factor jumps up to that of the new length."""
     ClipRatio: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
     """PPO's clip of the probability ratio between the current policy and the policy that acted. It
     is used only with AgentUpdate above 1."""

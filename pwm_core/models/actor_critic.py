@@ -85,12 +85,7 @@ class ActorCritic(nn.Module):
     Args:
         models: sizes and objectives.
         policy: the domain's distribution of actions.
-
-    Attributes:
-        entropy_coef: the weight of the entropy bonus now, a float32 scalar.
     """
-
-    entropy_coef: Tensor
 
     def __init__(self, models: Models, policy: Policy) -> None:
         super().__init__()
@@ -109,21 +104,7 @@ class ActorCritic(nn.Module):
             agent.MinPer, agent.MaxPer, agent.EMADecay, agent.Percentile
         )
         self._step_weights = STEP_WEIGHTS[models.Agent.StepWeight]
-        self.loss_weights = {"policy": 1.0, "value": 1.0}
-        # a tensor, so that compiled and captured code sees it change
-        coefficient = torch.tensor(models.Agent.EntropyCoef)
-        self.register_buffer("entropy_coef", coefficient, persistent=False)
-
-    def anneal(self, progress: float) -> None:
-        """Set the weight of the entropy bonus, which ``Models.Agent.EntropyEnd`` lets shrink.
-
-        Args:
-            progress: the share of the run's steps that are done; above 1 counts as 1.
-        """
-        agent = self.config
-        if agent.EntropyEnd != 1:
-            factor = 1 + (agent.EntropyEnd - 1) * min(progress, 1.0)
-            self.entropy_coef.fill_(agent.EntropyCoef * factor)
+        self.loss_weights = {"policy": 1.0, "value": 1.0, "entropy": models.Agent.EntropyCoef}
 
     def act(self, deter: Tensor, latent: Tensor, *, greedy: bool = False) -> Tensor:
         """(N, D) and (N, S) -> actions as executed and stored: (N,) int64, or (N, A) clipped."""
@@ -197,7 +178,7 @@ class ActorCritic(nn.Module):
             "value": check_shape("value", weight * critic_error, shape).mean(),
             "entropy": -check_shape("entropy", weight * entropy, shape).mean(),
         }
-        total = weighted_sum(losses, self.loss_weights | {"entropy": self.entropy_coef})
+        total = weighted_sum(losses, self.loss_weights)
         return total, {
             "policy_loss": losses["policy"].detach(),
             "value_loss": losses["value"].detach(),

@@ -21,7 +21,7 @@ def check_shape(name: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return values
 
 
-def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float | Tensor]) -> Tensor:
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """``sum_i weight_i loss_i`` over the names of ``weights``, in their order.
 
     Returns:

@@ -192,12 +192,6 @@ class RunFolder:
         was, total = before.JointTrainAgent.SampleMaxSteps, config.JointTrainAgent.SampleMaxSteps
         if was != total:
             print(f"extending the run from {was} to {total} steps")
-            if config.Models.Agent.EntropyEnd != 1:
-                print(
-                    "note: the numbers differ from those of a run that had this length from its "
-                    "start: its entropy bonus would have shrunk more slowly "
-                    "(Models.Agent.EntropyEnd)"
-                )
         old, new = before.model_dump(), config.model_dump()
         changed = [
             f"{key} was {_at(old, key)} and is {_at(new, key)}"

@@ -143,7 +143,6 @@ class Trainer:
         """The updates that are due at this step. If both are due, they use the same batch."""
         model_updates = self._crossed(self.settings.TrainModelEverySteps)
         agent_updates = self._crossed(self.settings.TrainAgentEverySteps)
-        self.agent.actor_critic.anneal(self.progress.step / self.settings.SampleMaxSteps)
         for update in range(max(model_updates, agent_updates)):
             self.progress.metrics.add(
                 self.training_step(

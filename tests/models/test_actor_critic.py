@@ -141,22 +141,6 @@ def loss_by_hand(model: ActorCritic, trajectory: Trajectory, config: Config) -> 
     return Expected(*means, scale, torch.tensor(flat).float(), advantages)
 
 
-@pytest.mark.parametrize(
-    ("end", "progress", "weight"),
-    [(0.25, 0, 0.1), (0.25, 0.5, 0.0625), (0.25, 1, 0.025), (0.25, 1.5, 0.025), (1, 0.5, 0.1)],
-)
-def test_the_entropy_bonus_shrinks_in_a_straight_line(
-    end: float, progress: float, weight: float
-) -> None:
-    config = load_small(f"Models.Agent={{EntropyCoef: 0.1, EntropyEnd: {end}}}")
-    model = make_actor_critic(config, discrete=False)
-    trajectory = make_trajectory(model, 5, 7)
-    expected = loss_by_hand(model, trajectory, config)
-    model.anneal(progress)
-    total = expected.policy_loss + expected.value_loss - weight * expected.weighted_entropy
-    torch.testing.assert_close(model.loss(trajectory)[0], total, **CLOSE)
-
-
 @KINDS
 @SLOW
 @pytest.mark.parametrize("shape", [(5, 7), (6, 6), (1, 4), (4, 1)])

@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two on disk, wrapping, pete": {
         "overrides": [
             "JointTrainAgent={BufferMaxLength: 38, BufferStorage: disk}",
-            "Models.Agent={Returns: pete, EntropyEnd: 0.1}",
+            "Models.Agent.Returns=pete",
         ],
         "lengths": (5, 8),
     },
@@ -277,16 +277,6 @@ def test_a_finished_run_that_is_extended_is_the_longer_run(
     assert RunFolder("run").config(DEFAULTS).JointTrainAgent.SampleMaxSteps == 55
     train_counting("run", "-resume", overrides=[*LONGER, ring])
     assert "is finished: 55 steps" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("end", "told"), [(1.0, False), (0.5, True)])
-def test_extending_tells_when_the_bonus_depends_on_the_length(
-    end: float, told: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bonus = f"Models.Agent.EntropyEnd={end}"
-    train_counting("run", overrides=[*QUICK, bonus])
-    train_counting("run", "-resume", overrides=[*LONGER, bonus])
-    assert ("its entropy bonus would have shrunk more slowly" in capsys.readouterr().out) == told
 
 
 def test_the_replay_grows_with_the_run() -> None:

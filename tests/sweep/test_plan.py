@@ -320,11 +320,11 @@ def test_scores_from_before_a_key_had_the_full_configs_value(
     leave_results(places, plan, plan.runs[0].steps)
     path = places.results / f"{plan.runs[0].name}.json"
     about = json.loads(path.read_text())
-    del about["config"]["Models"]["Agent"]["EntropyEnd"]
+    del about["config"]["Models"]["Agent"]["ClipRatio"]
     path.write_text(json.dumps(about))
     assert other_settings(plan, plan.runs[0], places) == ""
-    other = plan_of(tmp_path, overrides={"Models.Agent.EntropyEnd": 0.1})
-    assert "EntropyEnd was 1.0 and is 0.1" in other_settings(other, other.runs[0], places)
+    other = plan_of(tmp_path, overrides={"Models.Agent.ClipRatio": 0.1})
+    assert "ClipRatio was 0.2 and is 0.1" in other_settings(other, other.runs[0], places)
 
 
 def test_a_longer_sweep_may_extend_a_run_but_not_shorten_it(tmp_path: Path, places: Places) -> None:

@@ -7,7 +7,6 @@ import re
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ import torch
 
 from pwm_core.commands import cli
 from pwm_core.errors import UserError
-from pwm_core.models.actor_critic import ActorCritic
 from pwm_core.paths import find_logdir
 from pwm_core.runs.files import replacing, write_text
 from pwm_core.runs.run_folder import RunFolder
@@ -130,25 +128,6 @@ def test_number_of_updates(every_model: int, every_agent: int, num_envs: int) ->
 def test_agent_update_repeats_the_actor_critic_update() -> None:
     run = train("JointTrainAgent.AgentUpdate=3", "JointTrainAgent.SampleMaxSteps=30")
     assert [updates(run, name) for name in ("WorldModel", "ActorCritic")] == [{6}, {18}]
-
-
-@pytest.mark.parametrize("end", [1.0, 0.5, 0.0])
-def test_the_entropy_bonus_follows_the_steps_of_the_run(
-    end: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At each update of the actor-critic it has the weight of that step."""
-    seen = []
-    loss = ActorCritic.loss
-
-    def look(self: ActorCritic, *inputs: Any, **how: Any) -> Any:
-        seen.append(float(self.entropy_coef))
-        return loss(self, *inputs, **how)
-
-    monkeypatch.setattr(ActorCritic, "loss", look)
-    short = "JointTrainAgent={BufferWarmUp: 25, SampleMaxSteps: 40, TrainAgentEverySteps: 5}"
-    train(f"Models.Agent={{EntropyCoef: 0.2, EntropyEnd: {end}}}", short)
-    shares = np.array([30, 35, 40]) / 40
-    assert seen == pytest.approx(list(0.2 * (1 + (end - 1) * shares)))
 
 
 @pytest.mark.parametrize(("num_envs", "every"), [(1, 5), (3, 5), (3, 2)])
