@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pwm_core.config import Config, Models
 from pwm_core.envs import VectorEnv
-from pwm_core.models.networks import ImageCodec, mlp
+from pwm_core.models.networks import ImageCodec, Standardise, mlp
 from pwm_core.models.world_model import WorldModel
 from pwm_dmc.actor_critic import make_policy
 
@@ -18,6 +18,7 @@ class VectorCodec:
         config = models.WorldModel
         units, layers = config.MLPUnits, config.MLPLayers
         self.features = units
+        self.standardise = Standardise(obs_size) if config.ObsNorm == "running" else None
         norm = "layer" if config.CodecNorm == "auto" else config.CodecNorm
         self.encoder = mlp(obs_size, units, layers, models.Act, norm)
         latent_width = models.Stoch * models.Discrete
@@ -27,7 +28,7 @@ class VectorCodec:
 
     def prepare(self, obs: Tensor) -> Tensor:
         """(N, O) -> (N, O) float32."""
-        return obs.float()
+        return obs.float() if self.standardise is None else self.standardise(obs)
 
     def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
         """Half the squared error, summed over the vector: (N,) float32."""

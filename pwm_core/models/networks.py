@@ -236,11 +236,49 @@ class GatedUnit(nn.Module):
         return self.norm(self.dropout(self.act(a) * b) + y)
 
 
+class Standardise(nn.Module):
+    """Subtract the mean of all vectors seen in training, and divide by their standard deviation.
+
+    Each entry has its own mean and standard deviation. Results are clipped to 10 standard
+    deviations. In training mode a call first counts its vectors in; all batches count the same.
+
+    Args:
+        size: entries of a vector.
+    """
+
+    LEAST, MOST = 0.01, 10.0
+    """The least standard deviation, for entries that hardly change, and the clip."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("variance", torch.ones(size))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, size) -> (N, size) float32."""
+        x = x.float()
+        if self.training:
+            self._count(x)
+        spread = self.variance.sqrt().clamp_min(self.LEAST)
+        return ((x - self.mean) / spread).clamp(-self.MOST, self.MOST)
+
+    @torch.no_grad()
+    def _count(self, x: Tensor) -> None:
+        self.batches += 1
+        share, away = 1 / self.batches, x.mean(0) - self.mean
+        self.variance.lerp_(x.var(0, unbiased=False), share)
+        self.variance += share * (1 - share) * away.square()
+        self.mean += share * away
+
+
 class Codec(Protocol):
     """Encoder, decoder and reconstruction loss of one type of observation."""
 
     encoder: nn.Module
     decoder: nn.Module
+    standardise: nn.Module | None
+    """What :meth:`prepare` standardises observations with."""
     features: int
     """Width of the encoder's output."""
 
@@ -304,6 +342,7 @@ class ImageCodec:
         widths = [config.Stem * 2**stage for stage in range(stages)]
         self.features = widths[-1] * config.MinRes**2
         self.norm = "batch" if config.CodecNorm == "auto" else config.CodecNorm
+        self.standardise = None
         self.encoder = self._encoder(channels, widths, models.Act)
         self.decoder = self._decoder(channels, widths, models)
         self._error = IMAGE_LOSSES[config.ImageLoss]

@@ -80,6 +80,7 @@ class WorldModel(nn.Module):
         self.stoch, self.classes, self.width = models.Stoch, models.Discrete, width
         latent_width = models.Stoch * models.Discrete
         self.encoder, self.decoder = codec.encoder, codec.decoder
+        self.standardise = codec.standardise
         self.posterior = nn.Sequential(
             nn.Linear(codec.features, latent_width, bias=config.PosteriorBias)
         )

@@ -185,3 +185,40 @@ def test_every_layer_of_a_codec_is_normalised_as_configured(
             has_bias = [layer.bias is not None for layer in layers]
             normalised = len(layers) - unnormalised
             assert has_bias == [kind is None] * normalised + [True] * unnormalised
+
+
+# ------------------------------------------------------------------------- scaled observations
+
+
+def test_observations_are_scaled_by_all_batches_seen_in_training() -> None:
+    codec = VectorCodec(load_small("Models.WorldModel.ObsNorm=running").Models, 3)
+    torch.manual_seed(0)
+    batches = torch.randn(4, 50, 3) * torch.tensor([0.1, 1.0, 30.0])
+    batches += torch.tensor([100.0, -3.0, 0.0]) + torch.arange(4).view(4, 1, 1)  # means move, too
+    for batch in batches:
+        found = codec.prepare(batch)
+    seen = batches.flatten(0, 1).double()
+    mean, spread = seen.mean(0), seen.std(0, unbiased=False)
+    expected = (batches[-1] - mean) / spread
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-3)
+    codec.standardise.eval()
+    others = torch.randn(5, 3)
+    torch.testing.assert_close(
+        codec.prepare(others), ((others - mean) / spread).clamp(-10, 10).float(), **CLOSE
+    )
+    assert codec.standardise.batches == 4, "in eval mode nothing is counted"
+
+
+def test_an_observation_that_hardly_changes_stays_bounded() -> None:
+    codec = VectorCodec(load_small("Models.WorldModel.ObsNorm=running").Models, 2)
+    codec.prepare(torch.tensor([[5.0, 1.0], [5.0, 1.001]]))
+    codec.standardise.eval()
+    found = codec.prepare(torch.tensor([[5.01, 1.0], [1e6, -1e6]]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, -0.05], [10, -10]]), rtol=0.01, atol=0)
+
+
+def test_observations_are_taken_as_they_are_by_default() -> None:
+    codec = VectorCodec(load_small().Models, 2)
+    obs = torch.tensor([[5.0, -100.0]], dtype=torch.float64)
+    torch.testing.assert_close(codec.prepare(obs), obs.float())
+    assert codec.standardise is None
