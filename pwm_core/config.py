@@ -255,7 +255,7 @@ class WorldModelConfig(_Section):
     ObsNorm: Literal["none", "running"]
     """How vectors of observations are scaled for encoder and decoder. ``none``: not (the paper).
     ``running``: the mean of each entry is subtracted, and it is divided by its standard deviation,
-    both over all batches so far, and clipped to 10. Images are not changed."""
+    both over all batches so far, and clipped to +-10. Images are not changed."""
     LatentGain: Positive
     """Multiplies the logits of posterior and prior at the start, through the weights of their last
     layer: a normalisation, or a linear layer where there is none. With the paper's 1, latents start

@@ -31,7 +31,7 @@ class VectorCodec:
         return obs.float() if self.standardise is None else self.standardise(obs)
 
     def loss(self, decoded: Tensor, prepared: Tensor) -> Tensor:
-        """Half the squared error, summed over the vector: (N,) float32."""
+        """Half the squared error of the prepared vectors, summed over the entries: (N,) float32."""
         return 0.5 * (decoded.float() - prepared).square().sum(dim=-1)
 
     def frames(self, prepared: Tensor) -> None:
