@@ -252,10 +252,12 @@ class WorldModelConfig(_Section):
     LayerNorm for vectors. ``batch``, ``layer``: that one for both; of an image, LayerNorm
     normalises the channels at each position. ``none``: no normalisation; the layers then have
     biases."""
-    ObsNorm: Literal["none", "running"]
+    ObsNorm: Literal["none", "running", "small"]
     """How vectors of observations are scaled for encoder and decoder. ``none``: not (the paper).
     ``running``: the mean of each entry is subtracted, and it is divided by its standard deviation,
-    both over all batches so far, and clipped to +-10. Images are not changed."""
+    both over all batches so far. ``small``: the same, but entries with a standard deviation above 1
+    are not divided. With both, entries are clipped to 10 standard deviations. Images are not
+    changed."""
     LatentGain: Positive
     """Multiplies the logits of posterior and prior at the start, through the weights of their last
     layer: a normalisation, or a linear layer where there is none. With the paper's 1, latents start

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from pwm_core.config import Config, Models
@@ -9,6 +11,9 @@ from pwm_core.envs import VectorEnv
 from pwm_core.models.networks import ImageCodec, Standardise, mlp
 from pwm_core.models.world_model import WorldModel
 from pwm_dmc.actor_critic import make_policy
+
+LARGEST: dict[str, float | None] = {"none": None, "running": math.inf, "small": 1.0}
+"""The keys are the values of ``Models.WorldModel.ObsNorm``: what entries are divided by at most."""
 
 
 class VectorCodec:
@@ -18,7 +23,8 @@ class VectorCodec:
         config = models.WorldModel
         units, layers = config.MLPUnits, config.MLPLayers
         self.features = units
-        self.standardise = Standardise(obs_size) if config.ObsNorm == "running" else None
+        largest = LARGEST[config.ObsNorm]
+        self.standardise = None if largest is None else Standardise(obs_size, largest)
         norm = "layer" if config.CodecNorm == "auto" else config.CodecNorm
         self.encoder = mlp(obs_size, units, layers, models.Act, norm)
         latent_width = models.Stoch * models.Discrete

@@ -239,18 +239,20 @@ class GatedUnit(nn.Module):
 class Standardise(nn.Module):
     """Subtract the mean of all vectors seen in training, and divide by their standard deviation.
 
-    Each entry has its own mean and standard deviation. Results are clipped to 10 standard
-    deviations. In training mode a call first counts its vectors in; all batches count the same.
+    Each entry has its own mean and standard deviation. It is clipped to 10 standard deviations. In
+    training mode a call first counts its vectors in; all batches count the same.
 
     Args:
         size: entries of a vector.
+        largest: no entry is divided by more than this.
     """
 
     LEAST, MOST = 0.01, 10.0
     """The least standard deviation, for entries that hardly change, and the clip."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, largest: float = math.inf) -> None:
         super().__init__()
+        self._largest = largest
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("variance", torch.ones(size))
         self.register_buffer("batches", torch.zeros(()))
@@ -261,7 +263,8 @@ class Standardise(nn.Module):
         if self.training:
             self._count(x)
         spread = self.variance.sqrt().clamp_min(self.LEAST)
-        return ((x - self.mean) / spread).clamp(-self.MOST, self.MOST)
+        away = (x - self.mean).clamp(-self.MOST * spread, self.MOST * spread)
+        return away / spread.clamp_max(self._largest)
 
     @torch.no_grad()
     def _count(self, x: Tensor) -> None:

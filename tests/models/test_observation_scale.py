@@ -67,6 +67,23 @@ def test_an_observation_that_hardly_changes_stays_bounded() -> None:
     torch.testing.assert_close(found, torch.tensor([[1.0, -0.05], [10, -10]]), rtol=0.01, atol=0)
 
 
+def test_only_small_entries_may_be_scaled() -> None:
+    torch.manual_seed(0)
+    batch = torch.randn(5000, 3) * torch.tensor([0.1, 1.0, 30.0]) + 4
+    batch[0] = 1e6  # is clipped to ten standard deviations, whether it is divided or not
+    found = {}
+    for mode in ("running", "small"):
+        codec = VectorCodec(load_small(f"Models.WorldModel.ObsNorm={mode}").Models, 3)
+        codec.prepare(batch[1:])
+        codec.standardise.eval()
+        found[mode] = codec.prepare(batch)
+    spread = batch[1:].std(0, unbiased=False)
+    expected = found["running"] * spread.clamp_min(1)
+    torch.testing.assert_close(found["small"], expected, **CLOSE)
+    assert spread[2] == pytest.approx(30, rel=0.05)
+    torch.testing.assert_close(found["running"][0], torch.full((3,), 10.0), **CLOSE)
+
+
 def test_observations_are_taken_as_they_are_by_default() -> None:
     codec = VectorCodec(load_small().Models, 2)
     obs = torch.tensor([[5.0, -100.0]], dtype=torch.float64)
