@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pwm_core.config_file import dump_config, leaves, read_yaml
+from pwm_core.config_file import dump_config
 from pwm_core.domain import domain_names as names
 from pwm_core.domain import find_domain
 from pwm_core.errors import UserError
@@ -25,12 +25,11 @@ from sweep import schema
 from sweep.__main__ import main
 from sweep.estimate import measured_disk, measured_speed
 from sweep.places import Places, project_places, write_json
-from sweep.plan import Plan, check_settings, make_plan, other_settings
+from sweep.plan import Plan, make_plan, other_settings
 from sweep.records import take_lock
 from sweep.states import Observer, local_lock
 
 SWEEPS = REPOSITORY / "config_files" / "sweeps"
-ABLATIONS = REPOSITORY / "config_files" / "ablations"
 FILE = {"domain": "atari", "tasks": ["Pong", "Boxing"], "seeds": [1, 2]}
 
 
@@ -284,25 +283,6 @@ def test_a_finished_run_is_known_by_its_results(tmp_path: Path, places: Places) 
     assert state() == "not started"  # the run is not collected yet
 
 
-@pytest.mark.parametrize(
-    ("file", "folder"),
-    [
-        ("dmc_tiny", "."),
-        ("ablations", "studies/ablations"),
-        ("ablations_catch", "studies/ablations"),
-        ("dmc_tiny_choices", "studies/choices"),
-    ],
-)
-def test_the_results_of_this_repository_are_those_of_its_sweeps(
-    file: str, folder: str, tmp_path: Path
-) -> None:
-    """Else the sweep that made them would be refused, as after a change of its config file."""
-    plan = make_plan(schema.load(schema.find(file), []))
-    committed = Places(tmp_path, REPOSITORY / folder / "eval_result")
-    assert any((committed.results / f"{run.name}.csv").exists() for run in plan.runs)
-    check_settings(plan, committed)
-
-
 def test_results_of_other_settings_are_not_taken_for_a_run(tmp_path: Path, places: Places) -> None:
     plan = plan_of(tmp_path)
     leave_results(places, plan, plan.runs[0].steps)
@@ -393,22 +373,3 @@ def test_a_dry_run_starts_nothing(
     assert f"time: {3 * 500 / 3600:.3g} hours of training in all" in text
     assert "disk: " in text
     assert not places.runs.exists()
-
-
-def test_the_study_covers_every_ablation_file() -> None:
-    """A variant is called as its file, and differs from the default in the keys of that file."""
-    covered = set()
-    for name in ("ablations", "ablations_catch"):
-        plan = make_plan(schema.load(schema.find(name)))
-        assert plan.sweep.suffix == "ablations"
-        assert len(plan.sweep.seeds) >= 3
-        for (variant, task), config in plan.configs.items():
-            if variant == "default":
-                continue
-            changes = leaves(read_yaml(ABLATIONS / f"{variant}.yaml"))
-            default = leaves(plan.configs["default", task].model_dump())
-            assert leaves(config.model_dump()) == default | changes != default
-            covered.add(variant)
-    # The numbers of all scans are the same up to rounding, so one of them is enough.
-    files = {path.stem for path in ABLATIONS.glob("*.yaml")}
-    assert covered == files - {"scan_sequential", "scan_kogge_stone"}
